@@ -1,0 +1,85 @@
+package flush
+
+import (
+	"context"
+	"time"
+
+	"github.com/plusone-dev/plusone/internal/counter"
+	"github.com/plusone-dev/plusone/shard"
+)
+
+// History says how finely a ledger keeps the history of counters. History rows are written in the
+// transaction that changes the totals, so the two can never disagree.
+type History string
+
+// The history settings.
+const (
+	HistoryNone   History = "none"
+	HistoryHour   History = "hour"
+	HistoryMinute History = "minute"
+)
+
+// Verdict is what became of one change of a Commit: an outcome, or one of the counter package's errors
+// that refuse a single change (reused, expired or early request id, overflow).
+type Verdict struct {
+	Outcome counter.Outcome
+	Err     error
+}
+
+// DirectLedger takes changes one by one, as embedded and direct mode do. All methods may be called
+// concurrently, by several processes too where the database allows it.
+type DirectLedger interface {
+	// Commit applies a group of changes in one durable transaction: totals, history, request ids and
+	// once-per claims. It returns one verdict per change in their order, and a moment by the ledger's
+	// clock from which every read shows them. Changes are decided in their order: the second of two
+	// with one request id is a duplicate. A change is applied whole or not at all.
+	//
+	// On an error that is counter.ErrInDoubt the transaction may have been committed; on any other
+	// error nothing was changed.
+	Commit(ctx context.Context, changes []counter.Change) ([]Verdict, time.Time, error)
+	// Counts reads totals, in the order of keys. The moment is no later than the snapshot that was read.
+	Counts(ctx context.Context, keys []string) ([]counter.Count, error)
+	// PruneClaims forgets request ids and once-per claims that no accepted request can meet any more,
+	// at most limit of them, and returns how many it forgot.
+	PruneClaims(ctx context.Context, limit int) (int, error)
+}
+
+// WindowLedger takes sealed windows, as the flush worker of sharded mode drains them. All methods may be
+// called concurrently, by several processes.
+type WindowLedger interface {
+	shard.BaseLoader
+	// LockShard takes the shard's flush lock, which keeps workers out of each other's way (their
+	// correctness does not depend on it). ok is false if another worker holds it. Release is called
+	// once, also after the lock was lost with its connection.
+	LockShard(ctx context.Context, shard int) (release func(), ok bool, err error)
+	// Watermark is the id of the last window of the shard that was applied, 0 if none was.
+	Watermark(ctx context.Context, shard int) (int64, error)
+	// Apply adds a window's deltas to totals and history and sets the shard's watermark to its id, in
+	// one transaction that locks the watermark. If id is not above the watermark it changes nothing
+	// and applied.OK is false. After an error it is unknown whether the window was applied.
+	Apply(ctx context.Context, w Window) (Applied, error)
+	// Markers returns the spread markers of the keys whose home is the shard.
+	Markers(ctx context.Context, shard int) (map[string]int64, error)
+}
+
+// Window is the content of a sealed window.
+type Window struct {
+	Shard int
+	// ID is the window's id, which is also the Unix milliseconds of its start by the Redis clock and
+	// chooses its history bucket.
+	ID int64
+	// Deltas per key; none is 0.
+	Deltas map[string]int64
+	// Markers are the spread markers (key to Unix milliseconds) set in this window.
+	Markers map[string]int64
+}
+
+// Applied is what Apply did.
+type Applied struct {
+	OK bool
+	// Previous is the watermark before this window.
+	Previous int64
+	// Clipped has the deltas that were applied in place of those which would have carried a total over
+	// the edge of int64, where it stopped.
+	Clipped map[string]int64
+}

@@ -1,0 +1,105 @@
+// Package counter is the vocabulary that the stores, the ledgers and the server share: a change, its
+// receipt, a count, and the errors by which a store refuses. It knows neither gRPC nor any database.
+package counter
+
+import (
+	"math"
+	"time"
+)
+
+// Limits of one request. They bound memory per request and are part of the API.
+const (
+	MaxKeyBytes       = 256
+	MaxActorBytes     = 128
+	MaxRequestIDBytes = 128
+	// MaxEntries is how many entries a batch may have, before entries of one key are summed.
+	MaxEntries = 10_000
+	// MaxReadKeys is how many keys one read may name.
+	MaxReadKeys = 1_000
+	// MaxOncePer is how long a once-per claim can be held.
+	MaxOncePer = 7 * 24 * time.Hour
+)
+
+// DefaultDedupeWindow is how long a request id is remembered.
+const DefaultDedupeWindow = 5 * time.Minute
+
+// MaxEarly is how far a UUIDv7 request id may be ahead of the store's clock. Claims are kept this much
+// longer than the dedupe window, so that an early id is met for as long as it is accepted.
+const MaxEarly = 30 * time.Second
+
+// Entry is what a change adds to one key.
+type Entry struct {
+	Key   string
+	Delta int64
+}
+
+// Change is one caller's change: 1 to MaxEntries entries with distinct keys and non-zero deltas. Who
+// makes a Change validates it; stores rely on that.
+type Change struct {
+	Entries []Entry
+	// RequestID is the zero RequestID if the caller gave none.
+	RequestID RequestID
+	// Actor and OncePer are set only on changes of a single entry; OncePer is in whole milliseconds and 0
+	// if the caller gave none.
+	Actor   string
+	OncePer time.Duration
+}
+
+// Outcome says what became of a change that was not refused.
+type Outcome uint8
+
+const (
+	// Applied: this call has been counted.
+	Applied Outcome = iota + 1
+	// Duplicate: an earlier call with the same request id has been counted.
+	Duplicate
+	// AlreadyCounted: the actor has been counted for this key in this once-per period.
+	AlreadyCounted
+)
+
+// Receipt acknowledges a change.
+type Receipt struct {
+	Outcome Outcome
+	// AsOf is a moment by the store's clock from which every fresh read shows the change.
+	AsOf time.Time
+}
+
+// Count is what a counter was at AsOf, a moment of the store's clock.
+type Count struct {
+	Key   string
+	Value int64
+	Likes int64
+	AsOf  time.Time
+}
+
+// Reading is the answer to the read of one key: a count or the reason why there is none.
+type Reading struct {
+	Count
+	Err error
+}
+
+// PeriodStart is the start, in Unix milliseconds, of the once-per period that holds the moment ms.
+// Periods are aligned to the Unix epoch.
+func PeriodStart(ms int64, oncePer time.Duration) int64 {
+	per := oncePer.Milliseconds()
+	return ms - ms%per
+}
+
+// Add returns a+b, and false if the sum does not fit in an int64.
+func Add(a, b int64) (int64, bool) {
+	c := a + b
+	return c, (c > a) == (b > 0)
+}
+
+// AddSaturating returns a+b, stopped at the edge of int64 that it would cross.
+func AddSaturating(a, b int64) int64 {
+	c, ok := Add(a, b)
+	switch {
+	case ok:
+		return c
+	case b > 0:
+		return math.MaxInt64
+	default:
+		return math.MinInt64
+	}
+}

@@ -1,0 +1,66 @@
+package counter
+
+import (
+	"encoding/binary"
+	"sort"
+
+	"github.com/cespare/xxhash/v2"
+	"github.com/google/uuid"
+)
+
+// RequestID is a caller's request id in the form in which stores keep it: a UUIDv7 as its 16 bytes,
+// which carry the time it was made, and any other id as it is. The zero RequestID means none was given.
+type RequestID struct {
+	bytes string
+	v7    bool
+}
+
+// ParseRequestID takes an id as it came over the wire; it does not validate. A UUIDv7 is recognised in its
+// canonical 36-character form, whatever its case.
+func ParseRequestID(text string) RequestID {
+	if len(text) == 36 {
+		if id, err := uuid.Parse(text); err == nil && id.Version() == 7 && id.Variant() == uuid.RFC4122 {
+			return RequestID{bytes: string(id[:]), v7: true}
+		}
+	}
+	return RequestID{bytes: text}
+}
+
+// IsZero reports whether no id was given.
+func (id RequestID) IsZero() bool { return id.bytes == "" }
+
+// Bytes is what a store keeps of the id. A UUIDv7 and another id may have the same bytes: keep them
+// apart.
+func (id RequestID) Bytes() string { return id.bytes }
+
+// Time is when the id was made, in Unix milliseconds by the clock of whoever made it, and whether the id
+// says so: only a UUIDv7 does.
+func (id RequestID) Time() (ms int64, ok bool) {
+	if !id.v7 {
+		return 0, false
+	}
+	return int64(id.bytes[0])<<40 | int64(id.bytes[1])<<32 | int64(id.bytes[2])<<24 |
+		int64(id.bytes[3])<<16 | int64(id.bytes[4])<<8 | int64(id.bytes[5]), true
+}
+
+// Fingerprint identifies what a change does, whatever the order of its entries: two changes with one
+// request id and different fingerprints are a reuse of that id. It is not meant to resist an attacker, who
+// could only fool himself.
+func (c Change) Fingerprint() uint64 {
+	entries := c.Entries
+	if len(entries) > 1 && !sort.SliceIsSorted(entries, func(i, j int) bool { return entries[i].Key < entries[j].Key }) {
+		entries = append([]Entry(nil), entries...)
+		sort.Slice(entries, func(i, j int) bool { return entries[i].Key < entries[j].Key })
+	}
+	// Counted and length-prefixed, so that no two changes have the same bytes.
+	var buf [512]byte
+	b := binary.AppendUvarint(buf[:0], uint64(len(entries)))
+	for _, e := range entries {
+		b = binary.AppendUvarint(b, uint64(len(e.Key)))
+		b = append(b, e.Key...)
+		b = binary.AppendVarint(b, e.Delta)
+	}
+	b = binary.AppendVarint(b, int64(c.OncePer))
+	b = append(b, c.Actor...)
+	return xxhash.Sum64(b)
+}

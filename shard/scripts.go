@@ -1,0 +1,72 @@
+package shard
+
+import (
+	"context"
+
+	"github.com/plusone-dev/plusone/internal/counter"
+)
+
+// Scripts are the atomic steps of the window protocol on one Redis deployment: each method runs one Lua
+// script, and shows either its whole effect or, after an error reply, none. After a lost connection the
+// effect is unknown; every step may be repeated.
+//
+// All times are Unix milliseconds by the Redis clock. A shard is named by its number.
+type Scripts interface {
+	// Write applies a batch: see WriteBatch.
+	Write(ctx context.Context, b *WriteBatch) (WriteReply, error)
+	// Read returns bases and pending deltas of keys, by shard.
+	Read(ctx context.Context, groups []KeyGroup) ([]ReadReply, error)
+	// Load caches bases that were read from the ledger together with the watermark. It reports false, and
+	// changes nothing, if a window above the watermark is being moved into the bases: read the ledger
+	// again (rule 8).
+	Load(ctx context.Context, shard int, watermark int64, bases []Base) (bool, error)
+	// Spread sets the marker of keys whose home is the shard, unless they have one, and returns the
+	// markers in force, in the order of keys (rule 9).
+	Spread(ctx context.Context, shard int, keys []string) ([]int64, error)
+
+	// Seal starts a round of the flush (rules 2 and 6): it notices a rollback, given the ledger's
+	// watermark, and seals the windows that are old enough. gen is a fresh generation for the bases,
+	// taken up only after a rollback.
+	Seal(ctx context.Context, shard int, watermark int64, gen string) (SealReply, error)
+	// RestoreMarkers puts back the markers that the ledger holds, where Redis has none. Ids made before
+	// it ran are not accepted from then on, since they may have been routed without the markers.
+	RestoreMarkers(ctx context.Context, shard int, markers map[string]int64) error
+	// Scan reads a sealed window in chunks. Begin with cursor 0; the last chunk returns cursor 0. A field
+	// may be returned more than once.
+	Scan(ctx context.Context, shard int, window int64, cursor uint64) (next uint64, deltas, markers map[string]int64, err error)
+	// Begin starts to finish a window that the ledger applied on top of the watermark previous (rule
+	// 4). It reports whether it noticed a rollback.
+	Begin(ctx context.Context, shard int, window, previous int64, gen string) (rolledBack bool, err error)
+	// Move moves a chunk of an applied window into the bases: the deltas that the ledger applied, and the
+	// keys whose markers it took over (rule 4).
+	Move(ctx context.Context, shard int, window int64, deltas []counter.Entry, markers []string) error
+	// End deletes a window, all of whose changes were moved (rule 4).
+	End(ctx context.Context, shard int, window int64) error
+	// Discard deletes a window that is not above the watermark and that the caller did not apply
+	// (rule 5).
+	Discard(ctx context.Context, shard int, window int64, gen string) error
+	// Sweep deletes claims that no accepted request can meet any more.
+	Sweep(ctx context.Context, shard int) error
+}
+
+// BaseLoader reads what the ledger holds of keys.
+type BaseLoader interface {
+	// Bases returns the rows of keys and the watermarks of all shards, in one snapshot.
+	Bases(ctx context.Context, keys []string) (LedgerBases, error)
+}
+
+// LedgerBases is one snapshot of the ledger.
+type LedgerBases struct {
+	// Watermarks by shard number.
+	Watermarks []int64
+	Rows       []LedgerRow
+}
+
+// LedgerRow is the total of a key on one shard.
+type LedgerRow struct {
+	Key   string
+	Shard int
+	Total int64
+	// Spread is the key's spread marker, 0 if the row has none; only the home shard's row has one.
+	Spread int64
+}
