@@ -11,10 +11,11 @@ type WriteBatch struct {
 	// ID identifies the batch: a batch that is sent again because its answer was lost is met by the claim
 	// that it left, and answered as before.
 	ID string
-	// Expires is the moment after which the script refuses the batch, so that a copy which was held up
-	// on its way cannot be applied after its claim was forgotten.
-	Expires int64
-	Shards  []ShardWrite
+	// Made is when the batch was made, by the Redis clock as the sender knows it. The script refuses a
+	// batch made too long ago, so that a copy which was held up on its way cannot be applied after its
+	// claim was forgotten.
+	Made   int64
+	Shards []ShardWrite
 }
 
 // ShardWrite is the part of a batch that goes to one shard.
@@ -64,15 +65,16 @@ const (
 	WriteApplied WriteStatus = iota
 	// WriteRefused: nothing was changed, for the reasons listed.
 	WriteRefused
-	// WriteLate: nothing was changed by this call. The batch has expired by the Redis clock, expires
-	// implausibly late, or was made before a rollback was noticed.
+	// WriteLate: nothing was changed by this call. By the Redis clock the batch was made too long ago, in
+	// the future, or before a rollback was noticed.
 	WriteLate
 )
 
 // WriteReply is the answer to a batch. The lists are of a refused batch.
 type WriteReply struct {
 	Status WriteStatus
-	Time   int64
+	// Micros is when the script ran, in Unix microseconds.
+	Micros int64
 	// Known are claims that were there already.
 	Known []KnownClaim
 	// Moved are entries whose marker differs from the one that the sender knew.
@@ -114,7 +116,8 @@ type KeyGroup struct {
 
 // ReadReply is the answer to a KeyGroup, in the order of its keys.
 type ReadReply struct {
-	Time   int64
+	// Micros is when the script ran, in Unix microseconds.
+	Micros int64
 	Values []KeyValue
 }
 
@@ -140,8 +143,11 @@ type Base struct {
 // SealReply is the answer to Seal.
 type SealReply struct {
 	Time int64
-	// Sealed are the windows to drain, oldest first.
+	// Windows is how many windows the shard has, open and sealed.
+	Windows int
+	// Sealed are windows to drain, oldest first; More says that there are others, newer ones.
 	Sealed []int64
+	More   bool
 	// RolledBack reports that this call noticed a rollback of Redis.
 	RolledBack bool
 	// RestoreDue reports that the shard's markers must be restored from the ledger after a rollback.

@@ -1,0 +1,295 @@
+package flush
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/plusone-dev/plusone/internal/counter"
+	"github.com/plusone-dev/plusone/shard"
+)
+
+// moveChunk is how many keys one script moves from a window to the bases: a few milliseconds of Redis.
+const moveChunk = 1_000
+
+// WorkerConfig configures a Worker.
+type WorkerConfig struct {
+	Shards int
+	// Interval is the pause between two rounds of a shard, and so how long a rollback of Redis may go
+	// unnoticed.
+	Interval time.Duration
+	// Concurrency is how many shards are drained at a time; each takes a connection to hold the shard's lock
+	// and one to work with.
+	Concurrency int
+	// StepTimeout bounds each step: one script, or one ledger transaction.
+	StepTimeout time.Duration
+	Registerer  prometheus.Registerer
+	Logger      *slog.Logger
+}
+
+// Worker drains sealed windows from Redis into the ledger, exactly once each (docs/design.md has the rules).
+// Any number of workers may run, and be killed, at any time.
+type Worker struct {
+	scripts shard.Scripts
+	ledger  WindowLedger
+	cfg     WorkerConfig
+	metrics *workerMetrics
+	failing sync.Map // shard to struct{}, to log a failure once and not every round
+}
+
+// NewWorker makes a worker; Run starts it.
+func NewWorker(scripts shard.Scripts, ledger WindowLedger, cfg WorkerConfig) *Worker {
+	return &Worker{scripts: scripts, ledger: ledger, cfg: cfg, metrics: newWorkerMetrics(cfg.Registerer)}
+}
+
+// Run drains all shards, round after round, until ctx is done. A round that fails is repeated after
+// Interval.
+func (w *Worker) Run(ctx context.Context) {
+	var workers sync.WaitGroup
+	for first := range w.cfg.Concurrency {
+		workers.Go(func() {
+			ticker := time.NewTicker(w.cfg.Interval)
+			defer ticker.Stop()
+			for {
+				for n := first; n < w.cfg.Shards && ctx.Err() == nil; n += w.cfg.Concurrency {
+					w.report(ctx, n, w.Round(ctx, n))
+				}
+				select {
+				case <-ctx.Done():
+					return
+				case <-ticker.C:
+				}
+			}
+		})
+	}
+	workers.Wait()
+}
+
+// Drain does one last round of each shard, as much as ctx allows. What is left stays in Redis and is drained by
+// another worker or after the next start.
+func (w *Worker) Drain(ctx context.Context) error {
+	var errs []error
+	for n := range w.cfg.Shards {
+		errs = append(errs, w.Round(ctx, n))
+	}
+	return errors.Join(errs...)
+}
+
+// report logs the first failure of a shard and its recovery; every failure is counted.
+func (w *Worker) report(ctx context.Context, n int, err error) {
+	_, failing := w.failing.Load(n)
+	switch {
+	case err != nil && ctx.Err() == nil:
+		w.metrics.errors.Inc()
+		if !failing {
+			w.failing.Store(n, struct{}{})
+			w.cfg.Logger.ErrorContext(ctx, "flush of shard fails, will be tried until it succeeds", "shard", n, "error", err)
+		}
+	case err == nil && failing:
+		w.failing.Delete(n)
+		w.cfg.Logger.InfoContext(ctx, "flush of shard works again", "shard", n)
+	}
+}
+
+// Round drains the sealed windows of a shard, unless another worker is at it. It may fail or be killed
+// between any two steps: the next round, by whichever worker, goes on from there.
+func (w *Worker) Round(ctx context.Context, n int) error {
+	step, cancel := context.WithTimeout(ctx, w.cfg.StepTimeout)
+	release, ok, err := w.ledger.LockShard(step, n)
+	cancel()
+	if err != nil {
+		return fmt.Errorf("lock: %w", err)
+	}
+	if !ok {
+		return nil
+	}
+	defer release()
+	for {
+		more, err := w.pass(ctx, n)
+		if err != nil || !more {
+			return err
+		}
+	}
+}
+
+// pass drains the windows that one Seal returns, and reports whether there may be more.
+func (w *Worker) pass(ctx context.Context, n int) (more bool, err error) {
+	s := w.steps(ctx)
+	var watermark int64
+	var sealed shard.SealReply
+	s.do("watermark", func(ctx context.Context) (err error) {
+		watermark, err = w.ledger.Watermark(ctx, n)
+		return err
+	})
+	s.do("seal", func(ctx context.Context) (err error) {
+		sealed, err = w.scripts.Seal(ctx, n, watermark, newGeneration())
+		return err
+	})
+	if sealed.RolledBack {
+		w.rolledBack(ctx, n)
+	}
+	if sealed.RestoreDue {
+		s.do("restore", func(ctx context.Context) error {
+			markers, err := w.ledger.Markers(ctx, n)
+			if err != nil {
+				return err
+			}
+			return w.scripts.RestoreMarkers(ctx, n, markers)
+		})
+	}
+	s.do("sweep", func(ctx context.Context) error { return w.scripts.Sweep(ctx, n) })
+	if s.err != nil {
+		return false, s.err
+	}
+	w.metrics.observe(n, sealed)
+	for _, id := range sealed.Sealed {
+		if err := w.drain(ctx, n, id, watermark); err != nil {
+			return false, err
+		}
+	}
+	return sealed.More, nil
+}
+
+// steps runs one step after another, each within the step timeout, until one fails.
+type steps struct {
+	ctx     context.Context //nolint:containedctx // lives for one pass
+	timeout time.Duration
+	err     error // of the step that failed
+}
+
+func (w *Worker) steps(ctx context.Context) *steps { return &steps{ctx: ctx, timeout: w.cfg.StepTimeout} }
+
+func (s *steps) do(name string, f func(context.Context) error) {
+	if s.err != nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(s.ctx, s.timeout)
+	defer cancel()
+	if err := f(ctx); err != nil {
+		s.err = fmt.Errorf("%s: %w", name, err)
+	}
+}
+
+func (w *Worker) rolledBack(ctx context.Context, n int) {
+	w.metrics.rollbacks.Inc()
+	w.cfg.Logger.ErrorContext(ctx, "redis went back in time: changes that it had and the ledger has not are lost; "+
+		"nothing is counted twice; request ids made before now are refused for a dedupe window", "shard", n)
+}
+
+// drain takes one sealed window through the ledger and out of Redis (rules 3 to 5). Watermark is that of a
+// moment ago: the ledger's own word, in the transaction, decides.
+func (w *Worker) drain(ctx context.Context, n int, id, watermark int64) error {
+	started := time.Now()
+	s := w.steps(ctx)
+	window := Window{Shard: n, ID: id}
+	var applied Applied
+	if id > watermark {
+		s.do("scan", func(ctx context.Context) (err error) {
+			window.Deltas, window.Markers, err = w.scan(ctx, n, id)
+			return err
+		})
+		s.do("apply", func(ctx context.Context) (err error) {
+			applied, err = w.ledger.Apply(ctx, withoutZeros(window))
+			return err
+		})
+	}
+	if s.err != nil {
+		return s.err
+	}
+	if !applied.OK {
+		w.metrics.discarded.Inc()
+		w.cfg.Logger.WarnContext(ctx, "window discarded: the ledger has it already", "shard", n, "window", id)
+		s.do("discard", func(ctx context.Context) error { return w.scripts.Discard(ctx, n, id, newGeneration()) })
+		return s.err
+	}
+	s.do("begin", func(ctx context.Context) error {
+		rolledBack, err := w.scripts.Begin(ctx, n, id, applied.Previous, newGeneration())
+		if rolledBack {
+			w.rolledBack(ctx, n)
+		}
+		return err
+	})
+	for _, chunk := range chunks(window, applied.Clipped) {
+		s.do("move", func(ctx context.Context) error { return w.scripts.Move(ctx, n, id, chunk.deltas, chunk.markers) })
+	}
+	s.do("end", func(ctx context.Context) error { return w.scripts.End(ctx, n, id) })
+	w.metrics.applied(len(window.Deltas), len(applied.Clipped), started)
+	return s.err
+}
+
+// scan reads a sealed window. Nothing writes to it any more, so it may be read in chunks (rule 2).
+func (w *Worker) scan(ctx context.Context, n int, id int64) (deltas, markers map[string]int64, err error) {
+	deltas, markers = map[string]int64{}, map[string]int64{}
+	for cursor := uint64(0); ; {
+		next, d, m, err := w.scripts.Scan(ctx, n, id, cursor)
+		if err != nil {
+			return nil, nil, err
+		}
+		for key, delta := range d {
+			deltas[key] = delta
+		}
+		for key, marker := range m {
+			markers[key] = marker
+		}
+		if next == 0 {
+			return deltas, markers, nil
+		}
+		cursor = next
+	}
+}
+
+// withoutZeros leaves out deltas that cancelled out: the ledger takes none.
+func withoutZeros(w Window) Window {
+	deltas := make(map[string]int64, len(w.Deltas))
+	for key, delta := range w.Deltas {
+		if delta != 0 {
+			deltas[key] = delta
+		}
+	}
+	w.Deltas = deltas
+	return w
+}
+
+type moveStep struct {
+	deltas  []counter.Entry
+	markers []string
+}
+
+// chunks are the moves of a window: all its fields, with the deltas that the ledger applied.
+func chunks(w Window, clipped map[string]int64) []moveStep {
+	var steps []moveStep
+	last := func() *moveStep {
+		if n := len(steps); n > 0 && len(steps[n-1].deltas)+len(steps[n-1].markers) < moveChunk {
+			return &steps[n-1]
+		}
+		steps = append(steps, moveStep{})
+		return &steps[len(steps)-1]
+	}
+	for key, delta := range w.Deltas {
+		if applied, ok := clipped[key]; ok {
+			delta = applied
+		}
+		s := last()
+		s.deltas = append(s.deltas, counter.Entry{Key: key, Delta: delta})
+	}
+	for key := range w.Markers {
+		s := last()
+		s.markers = append(s.markers, key)
+	}
+	return steps
+}
+
+// newGeneration names a new generation of bases. It is random, so that it was never used before, whatever
+// Redis remembers.
+func newGeneration() string {
+	var b [8]byte
+	rand.Read(b[:]) //nolint:errcheck // never fails
+	return hex.EncodeToString(b[:])
+}

@@ -1,0 +1,75 @@
+package flush
+
+import (
+	"strconv"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/plusone-dev/plusone/shard"
+)
+
+type workerMetrics struct {
+	lag       *prometheus.GaugeVec
+	backlog   *prometheus.GaugeVec
+	windows   prometheus.Counter
+	keys      prometheus.Counter
+	clipped   prometheus.Counter
+	seconds   prometheus.Histogram
+	discarded prometheus.Counter
+	rollbacks prometheus.Counter
+	errors    prometheus.Counter
+}
+
+func newWorkerMetrics(reg prometheus.Registerer) *workerMetrics {
+	m := &workerMetrics{
+		lag: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "plusone_flush_lag_seconds", Help: "Age of the shard's oldest window that is due, as this worker last saw it.",
+		}, []string{"shard"}),
+		backlog: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "plusone_flush_backlog_windows", Help: "Windows of the shard, open and sealed, as this worker last saw it.",
+		}, []string{"shard"}),
+		windows: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "plusone_flush_windows_total", Help: "Windows applied to the ledger.",
+		}),
+		keys: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "plusone_flush_keys_total", Help: "Keys of the windows applied to the ledger.",
+		}),
+		clipped: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "plusone_flush_clipped_total", Help: "Deltas cut short because the total stopped at the edge of int64.",
+		}),
+		seconds: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "plusone_flush_window_seconds", Help: "Time to take a window through the ledger and out of Redis.",
+			Buckets: prometheus.ExponentialBuckets(1e-3, 2, 16), // 1 ms to 33 s
+		}),
+		discarded: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "plusone_flush_windows_discarded_total",
+			Help: "Windows deleted because the ledger had them: after a crash of a worker, or a rollback of Redis.",
+		}),
+		rollbacks: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "plusone_flush_rollbacks_total", Help: "Rollbacks of Redis noticed, counted for each shard.",
+		}),
+		errors: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "plusone_flush_errors_total", Help: "Rounds of a shard that failed and will be repeated.",
+		}),
+	}
+	reg.MustRegister(m.lag, m.backlog, m.windows, m.keys, m.clipped, m.seconds, m.discarded, m.rollbacks, m.errors)
+	return m
+}
+
+func (m *workerMetrics) observe(n int, sealed shard.SealReply) {
+	label := strconv.Itoa(n)
+	lag := time.Duration(0)
+	if len(sealed.Sealed) > 0 {
+		lag = time.Duration(sealed.Time-sealed.Sealed[0]) * time.Millisecond
+	}
+	m.lag.WithLabelValues(label).Set(lag.Seconds())
+	m.backlog.WithLabelValues(label).Set(float64(sealed.Windows))
+}
+
+func (m *workerMetrics) applied(keys, clipped int, started time.Time) {
+	m.windows.Inc()
+	m.keys.Add(float64(keys))
+	m.clipped.Add(float64(clipped))
+	m.seconds.Observe(time.Since(started).Seconds())
+}

@@ -1,0 +1,193 @@
+package shard
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/plusone-dev/plusone/internal/counter"
+)
+
+// keyRead is the read of one key: over its home, and over all shards once it is known to be spread.
+type keyRead struct {
+	key    string
+	spread bool
+	left   []shardRead
+	sum    sum
+	micros int64 // of the earliest part
+	err    error
+}
+
+// shardRead is a shard that is still to be read, and where its answer will be.
+type shardRead struct{ shard, position int }
+
+// Counts reads keys afresh, each at a moment after the call began. Keys are distinct; the answers are in
+// their order.
+func (s *Store) Counts(ctx context.Context, keys []string) []counter.Reading {
+	reads := make([]keyRead, len(keys))
+	for i, key := range keys {
+		r := &reads[i]
+		r.key = key
+		if s.markers.get(key) != 0 {
+			r.spreadOver(s.cfg.Shards, -1)
+		} else {
+			r.left = append(r.left, shardRead{shard: Home(key, s.cfg.Shards)})
+		}
+	}
+	for round := 0; ; round++ {
+		missing, left := s.readRound(ctx, reads)
+		if !left {
+			break
+		}
+		if round == maxRounds {
+			for i := range reads {
+				if len(reads[i].left) > 0 {
+					reads[i].fail(fmt.Errorf("%w: %w", counter.ErrUnavailable, errUnsettled))
+				}
+			}
+			break
+		}
+		s.loadMissing(ctx, reads, missing)
+	}
+	answers := make([]counter.Reading, len(keys))
+	for i := range reads {
+		r := &reads[i]
+		answers[i] = counter.Reading{
+			Count: counter.Count{Key: r.key, Value: r.sum.int64(), AsOf: time.UnixMicro(r.micros)}, Err: r.err,
+		}
+	}
+	return answers
+}
+
+// spreadOver adds all shards but one to those still to be read.
+func (r *keyRead) spreadOver(shards, but int) {
+	r.spread = true
+	for shard := range shards {
+		if shard != but {
+			r.left = append(r.left, shardRead{shard: shard})
+		}
+	}
+}
+
+func (r *keyRead) fail(err error) { r.err, r.left = err, nil }
+
+// round is one query to each lane that is concerned.
+type round struct {
+	queries map[int]*query // by lane
+	groups  map[int]int    // of each shard, in the query of its lane
+}
+
+// readRound reads all that is left, in one script a lane. It returns the bases that are missing, and whether
+// anything is left to read.
+func (s *Store) readRound(ctx context.Context, reads []keyRead) (missing []baseRef, left bool) {
+	r := s.ask(reads)
+	for _, q := range r.queries {
+		select {
+		case <-q.done:
+		case <-ctx.Done():
+			err := fmt.Errorf("%w: %w", counter.ErrUnavailable, context.Cause(ctx))
+			for i := range reads {
+				if len(reads[i].left) > 0 {
+					reads[i].fail(err)
+				}
+			}
+			return nil, false
+		}
+	}
+	for i := range reads {
+		missing = s.takeOver(&reads[i], r, missing)
+		left = left || len(reads[i].left) > 0
+	}
+	return missing, left
+}
+
+// ask sends the queries of a round.
+func (s *Store) ask(reads []keyRead) round {
+	r := round{queries: make(map[int]*query, 1), groups: make(map[int]int, s.cfg.Shards)}
+	for i := range reads {
+		for k := range reads[i].left {
+			l := &reads[i].left[k]
+			q := r.queries[s.lane(l.shard)]
+			if q == nil {
+				q = &query{done: make(chan struct{})}
+				r.queries[s.lane(l.shard)] = q
+			}
+			at, ok := r.groups[l.shard]
+			if !ok {
+				at = len(q.groups)
+				r.groups[l.shard] = at
+				q.groups = append(q.groups, KeyGroup{Shard: l.shard})
+			}
+			l.position = len(q.groups[at].Keys)
+			q.groups[at].Keys = append(q.groups[at].Keys, reads[i].key)
+		}
+	}
+	for lane, q := range r.queries {
+		if err := s.readers[lane].queue.Add(q); err != nil {
+			q.err = queueError(err)
+			close(q.done)
+		}
+	}
+	return r
+}
+
+// takeOver adds what a round answered of a key and keeps what is left.
+func (s *Store) takeOver(k *keyRead, r round, missing []baseRef) []baseRef {
+	asked := k.left
+	k.left = nil
+	home := Home(k.key, s.cfg.Shards)
+	for _, l := range asked {
+		q := r.queries[s.lane(l.shard)]
+		if q.err != nil {
+			k.fail(q.err)
+			return missing
+		}
+		reply := &q.replies[r.groups[l.shard]]
+		value := reply.Values[l.position]
+		if l.shard == home {
+			s.markers.learn(k.key, value.Marker)
+			if value.Marker != 0 && !k.spread {
+				k.spreadOver(s.cfg.Shards, home)
+			}
+		}
+		if !value.Cached {
+			missing = append(missing, baseRef{k.key, l.shard})
+			k.left = append(k.left, l)
+			continue
+		}
+		k.sum.add(value.Value)
+		if k.micros == 0 || reply.Micros < k.micros {
+			k.micros = reply.Micros
+		}
+	}
+	return missing
+}
+
+// loadMissing loads bases and fails the reads whose base cannot be loaded.
+func (s *Store) loadMissing(ctx context.Context, reads []keyRead, missing []baseRef) {
+	failed := make(map[string]error)
+	loads := make([]*baseLoad, 0, len(missing))
+	for _, ref := range missing {
+		load, err := s.loader.start(ref)
+		if err != nil {
+			failed[ref.key] = err
+			continue
+		}
+		loads = append(loads, load)
+	}
+	for _, load := range loads {
+		select {
+		case <-load.done:
+			if load.err != nil {
+				failed[load.ref.key] = load.err
+			}
+		case <-ctx.Done():
+			failed[load.ref.key] = fmt.Errorf("%w: %w", counter.ErrUnavailable, context.Cause(ctx))
+		}
+	}
+	for i := range reads {
+		if err := failed[reads[i].key]; err != nil {
+			reads[i].fail(err)
+		}
+	}
+}

@@ -1,0 +1,181 @@
+package shard
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/plusone-dev/plusone/internal/counter"
+	"github.com/plusone-dev/plusone/internal/groupcommit"
+)
+
+// Limits of the loader.
+const (
+	loadAttempt = 3 * time.Second
+	// loadTries is how often the ledger is read again because a window was being moved meanwhile.
+	loadTries       = 8
+	maxLoadBatch    = 4_000
+	maxQueuedLoads  = 65_536
+	loadChunk       = 1_000 // bases per script
+	ttlJitterDivide = 8     // bases loaded together do not expire together
+)
+
+// loader caches missing bases (rule 8). Loads that arrive while one is under way share the next query to the
+// ledger, and a base that is being loaded is not loaded again.
+type loader struct {
+	scripts    Scripts
+	ledger     BaseLoader
+	ttl        time.Duration
+	missingTTL time.Duration
+	shards     int
+	metrics    *Metrics
+	queue      *groupcommit.Queue[*baseLoad]
+
+	mu     sync.Mutex
+	flight map[baseRef]*baseLoad
+}
+
+// baseRef names the base of a key on a shard.
+type baseRef struct {
+	key   string
+	shard int
+}
+
+// baseLoad is a load under way. Err is set before done is closed.
+type baseLoad struct {
+	ref  baseRef
+	err  error
+	done chan struct{}
+}
+
+func newLoader(s *Store, ledger BaseLoader) *loader {
+	l := &loader{
+		scripts: s.scripts, ledger: ledger, ttl: s.cfg.BaseTTL, missingTTL: s.cfg.MissingTTL, shards: s.cfg.Shards,
+		metrics: s.metrics, flight: map[baseRef]*baseLoad{},
+	}
+	l.queue = groupcommit.New(groupcommit.Config[*baseLoad]{MaxQueue: maxQueuedLoads, MaxBatch: maxLoadBatch}, l.run)
+	return l
+}
+
+// start begins to load a base, or joins the load that is under way.
+func (l *loader) start(ref baseRef) (*baseLoad, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if load := l.flight[ref]; load != nil {
+		return load, nil
+	}
+	load := &baseLoad{ref: ref, done: make(chan struct{})}
+	if err := l.queue.Add(load); err != nil {
+		return nil, queueError(err)
+	}
+	l.flight[ref] = load
+	return load, nil
+}
+
+func (l *loader) run(ctx context.Context, loads []*baseLoad) {
+	ctx, cancel := context.WithTimeout(ctx, loadAttempt)
+	defer cancel()
+	started := time.Now()
+	err := l.load(ctx, loads)
+	l.metrics.load(started, len(loads), err)
+	l.mu.Lock()
+	for _, load := range loads {
+		delete(l.flight, load.ref)
+	}
+	l.mu.Unlock()
+	for _, load := range loads {
+		load.err = err
+		close(load.done)
+	}
+}
+
+var errMoving = errors.New("windows were moved while the ledger was read, again and again")
+
+func (l *loader) load(ctx context.Context, loads []*baseLoad) error {
+	keys := make([]string, 0, len(loads))
+	wanted := make([][]string, l.shards)
+	seen := make(map[string]struct{}, len(loads))
+	for _, load := range loads {
+		wanted[load.ref.shard] = append(wanted[load.ref.shard], load.ref.key)
+		if _, ok := seen[load.ref.key]; !ok {
+			seen[load.ref.key] = struct{}{}
+			keys = append(keys, load.ref.key)
+		}
+	}
+	for range loadTries {
+		snapshot, err := l.ledger.Bases(ctx, keys)
+		if err != nil {
+			return err
+		}
+		if len(snapshot.Watermarks) != l.shards {
+			return fmt.Errorf("ledger has %d shards, not %d", len(snapshot.Watermarks), l.shards)
+		}
+		rows := indexRows(snapshot.Rows, l.shards)
+		left := false
+		for shard, keys := range wanted {
+			for len(keys) > 0 {
+				chunk := keys[:min(loadChunk, len(keys))]
+				ok, err := l.scripts.Load(ctx, shard, snapshot.Watermarks[shard], l.bases(rows, shard, chunk))
+				if err != nil {
+					return readError(err)
+				}
+				if !ok {
+					left = true
+					break
+				}
+				keys = keys[len(chunk):]
+			}
+			wanted[shard] = keys
+		}
+		if !left {
+			return nil
+		}
+	}
+	return fmt.Errorf("%w: %w", counter.ErrUnavailable, errMoving)
+}
+
+// ledgerKey is what the ledger holds of one key.
+type ledgerKey struct {
+	totals map[int]int64 // by shard
+	marker int64
+}
+
+func indexRows(rows []LedgerRow, shards int) map[string]*ledgerKey {
+	keys := make(map[string]*ledgerKey, len(rows))
+	for _, row := range rows {
+		k := keys[row.Key]
+		if k == nil {
+			k = &ledgerKey{totals: make(map[int]int64, 1)}
+			keys[row.Key] = k
+		}
+		k.totals[row.Shard] = row.Total
+		k.marker = max(k.marker, row.Spread)
+	}
+	for name, k := range keys {
+		if _, atHome := k.totals[Home(name, shards)]; k.marker == 0 && (len(k.totals) > 1 || !atHome) {
+			// Rows away from home imply a marker that was lost before it reached the ledger; when it was set is
+			// not known, so take it as of old: that is how ids were routed when the rows were made.
+			k.marker = 1
+		}
+	}
+	return keys
+}
+
+func (l *loader) bases(rows map[string]*ledgerKey, shard int, keys []string) []Base {
+	bases := make([]Base, len(keys))
+	for i, key := range keys {
+		bases[i] = Base{Key: key, TTL: l.missingTTL}
+		if k := rows[key]; k != nil {
+			bases[i].Total = k.totals[shard]
+			bases[i].TTL = l.ttl
+			if Home(key, l.shards) == shard {
+				bases[i].Marker = k.marker
+			}
+		}
+		bases[i].TTL -= rand.N(bases[i].TTL/ttlJitterDivide + 1) //nolint:gosec // not a secret
+	}
+	return bases
+}

@@ -1,0 +1,315 @@
+package shard
+
+import (
+	"context"
+	"embed"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/redis/rueidis"
+
+	"github.com/plusone-dev/plusone/internal/counter"
+)
+
+//go:embed scripts/*.lua
+var scriptFiles embed.FS
+
+// Limits within scripts, and of what they return.
+const (
+	// batchLifetime is how long after it was made a batch may be applied. Lost answers are asked for again
+	// for a shorter time (writeBudget).
+	batchLifetime = 10 * time.Second
+	// maxSealed is how many windows one round of the flush takes on.
+	maxSealed = 64
+	// maxSwept is how many claim buckets one Sweep forgets; there are a few a minute.
+	maxSwept = 100
+	// scanCount is the size of a chunk of Scan: a millisecond of Redis.
+	scanCount = 2000
+	// maxKeysPerRead bounds the keys of a shard in one Read, by what Lua can unpack.
+	maxKeysPerRead = 4000
+)
+
+// RedisConfig configures the scripts. Shards, Window and Dedupe are fixed for the life of a deployment.
+type RedisConfig struct {
+	Shards int
+	Window time.Duration
+	Dedupe time.Duration
+	// WaitReplicas is how many replicas must have a batch before it is acknowledged, and WaitTimeout how
+	// long that may take.
+	WaitReplicas int
+	WaitTimeout  time.Duration
+	// MaxSpread is how many keys of a shard may be spread.
+	MaxSpread int
+}
+
+// Redis runs the scripts on a Redis deployment, standalone or cluster. It is safe for concurrent use.
+type Redis struct {
+	client rueidis.Client
+	cfg    RedisConfig
+	meta   []string // meta key by shard
+
+	write, read, load, spread                          *script
+	seal, begin, move, end, discard, restore, sweep    *script
+	windowMS, dedupeMS, lifetimeMS, earlyMS, confirmed string
+}
+
+var _ Scripts = (*Redis)(nil)
+
+// NewRedis prepares the scripts. It does not talk to Redis.
+func NewRedis(client rueidis.Client, cfg RedisConfig) (*Redis, error) {
+	if cfg.Shards < 1 || cfg.Shards > MaxShards {
+		return nil, fmt.Errorf("shards: %d is not between 1 and %d", cfg.Shards, MaxShards)
+	}
+	r := &Redis{
+		client: client, cfg: cfg,
+		windowMS:   strconv.FormatInt(cfg.Window.Milliseconds(), 10),
+		dedupeMS:   strconv.FormatInt(cfg.Dedupe.Milliseconds(), 10),
+		lifetimeMS: strconv.FormatInt(batchLifetime.Milliseconds(), 10),
+		earlyMS:    strconv.FormatInt(counter.MaxEarly.Milliseconds(), 10),
+		confirmed:  "0",
+	}
+	if cfg.WaitReplicas > 0 {
+		r.confirmed = "1"
+	}
+	for _, tag := range Tags(cfg.Shards) {
+		r.meta = append(r.meta, "plusone:{"+tag+"}:meta")
+	}
+	for _, s := range []struct {
+		script **script
+		name   string
+		libs   []string
+	}{
+		{&r.write, "write", []string{"lib", "int64"}},
+		{&r.read, "read", []string{"lib"}},
+		{&r.load, "load", []string{"lib", "int64"}},
+		{&r.spread, "spread", []string{"lib"}},
+		{&r.seal, "seal", []string{"lib"}},
+		{&r.begin, "begin", []string{"lib"}},
+		{&r.move, "move", []string{"lib", "int64"}},
+		{&r.end, "end", []string{"lib"}},
+		{&r.discard, "discard", []string{"lib"}},
+		{&r.restore, "restore", []string{"lib"}},
+		{&r.sweep, "sweep", []string{"lib"}},
+	} {
+		var err error
+		if *s.script, err = loadScript(s.name, s.libs...); err != nil {
+			return nil, err
+		}
+	}
+	return r, nil
+}
+
+// Cluster reports whether the deployment is a Redis Cluster, where one script touches one shard only.
+func (r *Redis) Cluster() bool { return r.client.Mode() == rueidis.ClientModeCluster }
+
+// Write implements Scripts.
+func (r *Redis) Write(ctx context.Context, b *WriteBatch) (WriteReply, error) {
+	keys := make([]string, len(b.Shards))
+	for i := range b.Shards {
+		keys[i] = r.meta[b.Shards[i].Shard]
+	}
+	args := make([]string, 0, writeArgs(b))
+	args = append(args, b.ID, strconv.FormatInt(b.Made, 10), r.lifetimeMS, r.windowMS, r.dedupeMS, r.earlyMS, r.confirmed)
+	args = appendShardWrites(args, b.Shards)
+	var result rueidis.RedisResult
+	if r.cfg.WaitReplicas > 0 {
+		var err error
+		if result, err = r.execAndWait(ctx, r.write, keys, args); err != nil {
+			return WriteReply{}, err
+		}
+	} else {
+		result = r.write.exec(ctx, r.client, keys, args)
+	}
+	message, err := result.ToMessage()
+	if err != nil {
+		return WriteReply{}, err
+	}
+	return parseWriteReply(message)
+}
+
+// execAndWait runs a script and waits until the replicas have what it wrote. WAIT counts the writes of its own
+// connection, so both go over one.
+func (r *Redis) execAndWait(ctx context.Context, s *script, keys, args []string) (rueidis.RedisResult, error) {
+	client, release := r.client.Dedicate()
+	defer release()
+	result := s.exec(ctx, client, keys, args)
+	if result.Error() != nil {
+		return result, nil
+	}
+	replicas, err := client.Do(ctx, client.B().Wait().Numreplicas(int64(r.cfg.WaitReplicas)).
+		Timeout(r.cfg.WaitTimeout.Milliseconds()).Build()).AsInt64()
+	if err != nil {
+		return result, fmt.Errorf("wait for replicas: %w", err)
+	}
+	if replicas < int64(r.cfg.WaitReplicas) {
+		return result, errTooFewReplicas
+	}
+	return result, nil
+}
+
+// errTooFewReplicas: the batch is applied, and fewer replicas than asked for have it.
+var errTooFewReplicas = errors.New("too few replicas confirmed the write")
+
+// Read implements Scripts.
+func (r *Redis) Read(ctx context.Context, groups []KeyGroup) ([]ReadReply, error) {
+	keys := make([]string, len(groups))
+	n := 0
+	for i, g := range groups {
+		if len(g.Keys) > maxKeysPerRead {
+			return nil, fmt.Errorf("read of %d keys of a shard, at most %d", len(g.Keys), maxKeysPerRead)
+		}
+		keys[i] = r.meta[g.Shard]
+		n += 1 + len(g.Keys)
+	}
+	args := make([]string, 0, n)
+	for _, g := range groups {
+		args = append(args, strconv.Itoa(len(g.Keys)))
+		args = append(args, g.Keys...)
+	}
+	shards, err := r.read.exec(ctx, r.client, keys, args).ToArray()
+	if err != nil {
+		return nil, err
+	}
+	if len(shards) != len(groups) {
+		return nil, fmt.Errorf("read: %d answers for %d shards", len(shards), len(groups))
+	}
+	replies := make([]ReadReply, len(groups))
+	for i := range shards {
+		if replies[i], err = parseReadReply(shards[i], len(groups[i].Keys)); err != nil {
+			return nil, err
+		}
+	}
+	return replies, nil
+}
+
+// Load implements Scripts.
+func (r *Redis) Load(ctx context.Context, shard int, watermark int64, bases []Base) (bool, error) {
+	args := make([]string, 0, 1+4*len(bases))
+	args = append(args, strconv.FormatInt(watermark, 10))
+	for _, b := range bases {
+		args = append(args, b.Key, strconv.FormatInt(b.Total, 10), strconv.FormatInt(b.TTL.Milliseconds(), 10),
+			strconv.FormatInt(b.Marker, 10))
+	}
+	n, err := r.run(ctx, r.load, shard, args).AsInt64()
+	return n == 1, err
+}
+
+// Spread implements Scripts.
+func (r *Redis) Spread(ctx context.Context, shard int, keys []string) ([]int64, error) {
+	args := append([]string{r.windowMS, strconv.Itoa(r.cfg.MaxSpread)}, keys...)
+	return r.run(ctx, r.spread, shard, args).AsIntSlice()
+}
+
+// Seal implements Scripts.
+func (r *Redis) Seal(ctx context.Context, shard int, watermark int64, gen string) (SealReply, error) {
+	reply, err := r.run(ctx, r.seal, shard, []string{
+		strconv.FormatInt(watermark, 10), gen, r.windowMS, strconv.Itoa(maxSealed),
+	}).ToArray()
+	if err != nil {
+		return SealReply{}, err
+	}
+	if len(reply) != 6 {
+		return SealReply{}, fmt.Errorf("seal: answer of %d parts", len(reply))
+	}
+	var n [5]int64
+	for i := range n {
+		if n[i], err = reply[i].AsInt64(); err != nil {
+			return SealReply{}, err
+		}
+	}
+	sealed, err := reply[5].AsIntSlice()
+	if err != nil {
+		return SealReply{}, err
+	}
+	return SealReply{Time: n[0], RolledBack: n[1] == 1, RestoreDue: n[2] == 1, Windows: int(n[3]), More: n[4] == 1, Sealed: sealed}, nil
+}
+
+// RestoreMarkers implements Scripts.
+func (r *Redis) RestoreMarkers(ctx context.Context, shard int, markers map[string]int64) error {
+	args := make([]string, 0, 2*len(markers))
+	for key, marker := range markers {
+		args = append(args, key, strconv.FormatInt(marker, 10))
+	}
+	return r.run(ctx, r.restore, shard, args).Error()
+}
+
+// markerField begins the field of a spread marker in a window. Keys have no control characters.
+const markerField = "\x01"
+
+// Scan implements Scripts.
+func (r *Redis) Scan(ctx context.Context, shard int, window int64, cursor uint64) (uint64, map[string]int64, map[string]int64, error) {
+	key := strings.TrimSuffix(r.meta[shard], "meta") + "w:" + strconv.FormatInt(window, 10)
+	chunk, err := r.client.Do(ctx, r.client.B().Hscan().Key(key).Cursor(cursor).Count(scanCount).Build()).AsScanEntry()
+	if err != nil {
+		return 0, nil, nil, err
+	}
+	deltas, markers := make(map[string]int64, len(chunk.Elements)/2), map[string]int64{}
+	for i := 0; i+1 < len(chunk.Elements); i += 2 {
+		n, err := strconv.ParseInt(chunk.Elements[i+1], 10, 64)
+		if err != nil {
+			return 0, nil, nil, fmt.Errorf("window holds a value that is no number: %w", err)
+		}
+		if name, ok := strings.CutPrefix(chunk.Elements[i], markerField); ok {
+			markers[name] = n
+		} else {
+			deltas[chunk.Elements[i]] = n
+		}
+	}
+	return chunk.Cursor, deltas, markers, nil
+}
+
+// Begin implements Scripts.
+func (r *Redis) Begin(ctx context.Context, shard int, window, previous int64, gen string) (bool, error) {
+	n, err := r.run(ctx, r.begin, shard, []string{
+		strconv.FormatInt(window, 10), strconv.FormatInt(previous, 10), gen,
+	}).AsInt64()
+	return n == 1, err
+}
+
+// Move implements Scripts.
+func (r *Redis) Move(ctx context.Context, shard int, window int64, deltas []counter.Entry, markers []string) error {
+	args := make([]string, 0, 2+2*len(deltas)+len(markers))
+	args = append(args, strconv.FormatInt(window, 10), strconv.Itoa(len(deltas)))
+	for _, d := range deltas {
+		args = append(args, d.Key, strconv.FormatInt(d.Delta, 10))
+	}
+	return r.run(ctx, r.move, shard, append(args, markers...)).Error()
+}
+
+// End implements Scripts.
+func (r *Redis) End(ctx context.Context, shard int, window int64) error {
+	return r.run(ctx, r.end, shard, []string{strconv.FormatInt(window, 10)}).Error()
+}
+
+// Discard implements Scripts.
+func (r *Redis) Discard(ctx context.Context, shard int, window int64, gen string) error {
+	return r.run(ctx, r.discard, shard, []string{strconv.FormatInt(window, 10), gen}).Error()
+}
+
+// Sweep implements Scripts.
+func (r *Redis) Sweep(ctx context.Context, shard int) error {
+	return r.run(ctx, r.sweep, shard, []string{strconv.Itoa(maxSwept)}).Error()
+}
+
+func (r *Redis) run(ctx context.Context, s *script, shard int, args []string) rueidis.RedisResult {
+	return s.exec(ctx, r.client, []string{r.meta[shard]}, args)
+}
+
+// Claimed implements Scripts.
+func (r *Redis) Claimed(ctx context.Context, shard int, id string, now int64) (string, bool, error) {
+	bucket := now / (r.cfg.Dedupe + counter.MaxEarly).Milliseconds()
+	prefix := strings.TrimSuffix(r.meta[shard], "meta") + "any:"
+	for b := bucket - 2; b <= bucket+1; b++ {
+		value, err := r.client.Do(ctx, r.client.B().Hget().Key(prefix+strconv.FormatInt(b, 10)).Field(id).Build()).ToString()
+		if err == nil {
+			return value, true, nil
+		}
+		if !rueidis.IsRedisNil(err) {
+			return "", false, err
+		}
+	}
+	return "", false, nil
+}

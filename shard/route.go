@@ -1,0 +1,181 @@
+package shard
+
+import (
+	"encoding/binary"
+
+	"github.com/plusone-dev/plusone/internal/counter"
+)
+
+// afterMarker is how long after a key's marker an id must be made, or a once-per period begin, to be routed
+// away from the key's home. It exceeds counter.MaxEarly, by which an id may be ahead of the marker's clock:
+// whatever can have been tried before the key was marked stays where it was tried.
+const afterMarker = 60_000
+
+// timedBucket is the length of the buckets of UUIDv7 request ids (TIMED_BUCKET in write.lua).
+const timedBucket = 60_000
+
+// part is what a change does under one set of claims, on one shard: it is counted whole or not at all.
+type part struct {
+	shard   int
+	entries []counter.Entry
+	// markers by position in entries; nil if none is declared.
+	markers []int64
+	id      claim
+	once    claim
+	// outcome is 0 until the part is settled.
+	outcome counter.Outcome
+	// What a refusal said of the claims.
+	refusal struct {
+		id, once     string
+		idKnown      bool
+		onceKnown    bool
+		idAged       bool
+		periodIsPast bool
+		lost         int64
+	}
+}
+
+// claim is a claim of a part; the zero claim is none.
+type claim struct {
+	set     bool
+	kind    ClaimKind
+	bucket  int64
+	time    int64 // ClaimTimed
+	period  int64 // ClaimOnce
+	current bool  // ClaimOnce
+	field   string
+	value   string
+}
+
+// router decides where the entries of a change go. Every retry must meet its own claim, so it depends on
+// nothing that changes between two tries (rule 9): the key, its marker, the id and its time, the actor and the
+// period.
+type router struct {
+	shards  int
+	markers *markers
+	clock   *clock
+	turn    func() int // spreads changes that carry no claim
+}
+
+// route is where one entry goes.
+type route struct {
+	shard  int
+	home   int
+	marker int64 // of the key, if it is spread
+}
+
+// split routes entries of a change and groups them into parts.
+func (r *router) split(c *counter.Change, entries []counter.Entry, fingerprint string) []part {
+	if len(entries) == 1 {
+		return []part{r.single(c, entries, fingerprint)}
+	}
+	var parts []part
+	byShard := make(map[int]int, r.shards)
+	for i := range entries {
+		to := r.route(c, entries[i].Key, 0)
+		if to.shard != to.home && !c.RequestID.IsZero() {
+			// An entry away from home has a claim of its own, since the set of such entries may look
+			// different to another server.
+			parts = append(parts, r.single(c, entries[i:i+1], fingerprint))
+			continue
+		}
+		at, ok := byShard[to.shard]
+		if !ok {
+			at = len(parts)
+			byShard[to.shard] = at
+			parts = append(parts, part{shard: to.shard, id: idClaim(c, "", fingerprint)})
+		}
+		p := &parts[at]
+		p.entries = append(p.entries, entries[i])
+		p.declare(to)
+	}
+	return parts
+}
+
+func (r *router) single(c *counter.Change, entries []counter.Entry, fingerprint string) part {
+	var once claim
+	if c.OncePer > 0 {
+		once = r.onceClaim(c, entries[0].Key)
+	}
+	to := r.route(c, entries[0].Key, once.bucket)
+	p := part{shard: to.shard, entries: entries, once: once}
+	if to.shard == to.home {
+		p.id = idClaim(c, "", fingerprint)
+	} else {
+		p.id = idClaim(c, entries[0].Key, fingerprint)
+	}
+	p.declare(to)
+	return p
+}
+
+// declare notes the marker of the entry that was added last.
+func (p *part) declare(to route) {
+	if p.markers == nil && (to.marker == 0 || to.shard != to.home) {
+		return
+	}
+	for len(p.markers) < len(p.entries) {
+		p.markers = append(p.markers, 0)
+	}
+	if to.shard == to.home {
+		p.markers[len(p.entries)-1] = to.marker
+	}
+}
+
+func (r *router) route(c *counter.Change, key string, period int64) route {
+	to := route{home: Home(key, r.shards), marker: r.markers.get(key)}
+	to.shard = to.home
+	if to.marker == 0 {
+		return to
+	}
+	made, timed := c.RequestID.Time()
+	switch {
+	case c.OncePer > 0:
+		if period > to.marker+afterMarker {
+			to.shard = hash(c.Actor, r.shards)
+		}
+	case timed:
+		if made > to.marker+afterMarker {
+			to.shard = hash(c.RequestID.Bytes(), r.shards)
+		}
+	case c.RequestID.IsZero():
+		to.shard = (to.home + r.turn()) % r.shards
+	}
+	return to
+}
+
+// onceClaim is the once-per claim of a change. Its period is that of the request id, if the id has a time, so
+// that a retry in the next period still meets its claim.
+func (r *router) onceClaim(c *counter.Change, key string) claim {
+	made, timed := c.RequestID.Time()
+	if !timed {
+		made = r.clock.milliseconds()
+	}
+	return claim{
+		set: true, kind: ClaimOnce, bucket: counter.PeriodStart(made, c.OncePer), period: c.OncePer.Milliseconds(),
+		current: !timed, field: key + "\x00" + c.Actor,
+	}
+}
+
+// idClaim is the claim of a change's request id. Away names the key of an entry that is routed away from its
+// home.
+func idClaim(c *counter.Change, away, fingerprint string) claim {
+	if c.RequestID.IsZero() {
+		return claim{}
+	}
+	cl := claim{set: true, kind: ClaimOpaque, field: c.RequestID.Bytes(), value: fingerprint}
+	if made, timed := c.RequestID.Time(); timed {
+		cl.kind, cl.time, cl.bucket = ClaimTimed, made, made-made%timedBucket
+	}
+	if away != "" {
+		cl.field += "\x00" + away
+	}
+	return cl
+}
+
+// fingerprintOf is what is kept with a request id, to notice its reuse.
+func fingerprintOf(c *counter.Change) string {
+	if c.RequestID.IsZero() {
+		return ""
+	}
+	return string(binary.LittleEndian.AppendUint64(nil, c.Fingerprint()))
+}

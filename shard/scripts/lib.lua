@@ -1,0 +1,40 @@
+-- Shared by the scripts below. A shard is named by its meta key, "plusone:{tag}:meta"; all its other keys
+-- differ only in the last word. Times are Unix milliseconds; answers that a caller passes on have microseconds.
+--
+-- meta      hash: sealed, fin (window ids), gen (generation of the bases), lost (when a rollback was last
+--           noticed), restore, hot, big (flags, see where they are set)
+-- windows   list of window ids, ascending
+-- w:<id>    hash: key -> pending delta, "\1"key -> spread marker set in this window
+-- base:<gen>:<key>  what the ledger holds of the key for this shard
+-- spread    hash: key -> spread marker
+-- claims    sorted set: name of a claim bucket -> when it may be forgotten
+-- id:<t>, any:<t>, once:<period>:<t>, batch:<t>  claim buckets
+
+local MARKER = '\1'
+-- Up to here Lua's numbers are exact. While every base and every pending delta of a shard is below it, and
+-- there are fewer windows than BIG_WINDOWS, no sum of them can leave int64.
+local BIG = 9007199254740992
+local BIG_WINDOWS = 1000
+
+local function microseconds()
+  local time = redis.call('TIME')
+  return time[1] * 1000000 + time[2]
+end
+
+local function milliseconds() return math.floor(microseconds() / 1000) end
+
+local function integer(n) return string.format('%.0f', n) end
+
+local function prefix_of(meta_key) return string.sub(meta_key, 1, -5) end
+
+local function is_big(n) return n >= BIG or n <= -BIG end
+
+-- current_window: rule 1. The second result says that the window must still be added to the list.
+local function current_window(prefix, sealed, fin, now, length)
+  local last = tonumber(redis.call('LINDEX', prefix .. 'windows', -1) or 0)
+  if last > sealed and now - last < length then return last, false end
+  return math.max(now, last + 1, sealed + 1, fin + 1), true
+end
+
+-- next_window is a window after the given one, which is left as it is.
+local function next_window(now, window) return math.max(now, window + 1) end

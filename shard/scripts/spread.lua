@@ -1,0 +1,26 @@
+-- Rule 9: mark keys as spread, in Redis and through the window in the ledger, before any of their changes
+-- goes to another shard.
+--
+-- KEYS: the meta key of the keys' home.  ARGV: window length, most spread keys, then the keys.
+-- Returns the marker in force for each key, 0 where there is no room for another.
+local now = milliseconds()
+local prefix = prefix_of(KEYS[1])
+local meta = redis.call('HMGET', KEYS[1], 'sealed', 'fin')
+local window, add_window = current_window(prefix, tonumber(meta[1] or 0), tonumber(meta[2] or 0), now, tonumber(ARGV[1]))
+local room = tonumber(ARGV[2]) - redis.call('HLEN', prefix .. 'spread')
+local markers = {}
+for i = 3, #ARGV do
+  local marker = tonumber(redis.call('HGET', prefix .. 'spread', ARGV[i]) or 0)
+  if marker == 0 and room > 0 then
+    marker, room = now, room - 1
+    redis.call('HSET', prefix .. 'spread', ARGV[i], integer(now))
+    if add_window then
+      redis.call('RPUSH', prefix .. 'windows', integer(window))
+      add_window = false
+    end
+    redis.call('HSETNX', prefix .. 'w:' .. integer(window), MARKER .. ARGV[i], integer(now))
+    redis.call('HSET', KEYS[1], 'hot', '1')
+  end
+  markers[#markers + 1] = marker
+end
+return markers

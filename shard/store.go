@@ -1,0 +1,251 @@
+package shard
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	"github.com/plusone-dev/plusone/internal/counter"
+	"github.com/plusone-dev/plusone/internal/groupcommit"
+)
+
+// Config configures a Store. Shards and Dedupe must be those of the scripts.
+type Config struct {
+	Shards int
+	Dedupe time.Duration
+	// Cluster says that a script may touch one shard only: each shard gets lanes of its own.
+	Cluster bool
+	// BaseTTL is how long what the ledger holds of a key stays cached in Redis, MissingTTL how long it is
+	// remembered that the ledger does not have the key.
+	BaseTTL, MissingTTL time.Duration
+	// HotThreshold is how many changes a second of one key, on this server, make it hot; 0 spreads no key.
+	HotThreshold int
+	Metrics      *Metrics
+	Logger       *slog.Logger
+}
+
+// Store is the live store of sharded mode. It is safe for concurrent use.
+type Store struct {
+	cfg      Config
+	scripts  Scripts
+	clock    *clock
+	markers  *markers
+	metrics  *Metrics
+	router   router
+	turns    atomic.Uint64
+	spreader *spreader
+	loader   *loader
+	writers  []*writer // by lane
+	readers  []*reader // by lane
+}
+
+// New starts a store. Close it.
+func New(scripts Scripts, ledger BaseLoader, cfg Config) *Store {
+	s := &Store{cfg: cfg, scripts: scripts, clock: newClock(), markers: newMarkers(), metrics: cfg.Metrics}
+	s.router = router{shards: cfg.Shards, markers: s.markers, clock: s.clock, turn: s.turn}
+	s.spreader = newSpreader(s)
+	s.loader = newLoader(s, ledger)
+	lanes := 1
+	if cfg.Cluster {
+		lanes = cfg.Shards
+	}
+	for range lanes {
+		s.writers = append(s.writers, newWriter(s))
+		s.readers = append(s.readers, newReader(s))
+	}
+	return s
+}
+
+// Close refuses new work, finishes what was accepted, bounded by ctx, and stops.
+func (s *Store) Close(ctx context.Context) error {
+	var errs []error
+	for i := range s.writers {
+		errs = append(errs, s.writers[i].queue.Close(ctx), s.readers[i].queue.Close(ctx))
+	}
+	errs = append(errs, s.loader.queue.Close(ctx))
+	s.spreader.close()
+	return errors.Join(errs...)
+}
+
+// turn spreads changes without claims over the shards, in runs that are long enough to be merged.
+func (s *Store) turn() int {
+	const run = 64
+	return int(s.turns.Add(1) / run % uint64(s.cfg.Shards)) //nolint:gosec // below shards
+}
+
+func (s *Store) lane(shard int) int {
+	if s.cfg.Cluster {
+		return shard
+	}
+	return 0
+}
+
+// maxRounds bounds how often a change is routed again, or a read continued. Each round but the first follows
+// news of a marker, of the clock, or of a base.
+const maxRounds = 8
+
+var errUnsettled = errors.New("no agreement with redis on where the key is")
+
+// Apply counts a change. It returns one of the counter package's errors: after counter.ErrInDoubt the
+// change may have been counted, in part if it went to several shards of a cluster; after any other error it
+// was not, but for a batch across shards of a cluster, each of which takes or refuses its part.
+func (s *Store) Apply(ctx context.Context, c counter.Change) (counter.Receipt, error) {
+	fingerprint := fingerprintOf(&c)
+	entries := c.Entries
+	var total tally
+	for round := 0; len(entries) > 0; round++ {
+		if round == maxRounds {
+			return counter.Receipt{}, fmt.Errorf("%w: %w", counter.ErrUnavailable, errUnsettled)
+		}
+		parts := s.router.split(&c, entries, fingerprint)
+		if known, err := s.claimedAtHome(ctx, &c, &parts[0]); known || err != nil {
+			return counter.Receipt{Outcome: counter.Duplicate, AsOf: time.UnixMilli(s.clock.milliseconds() + 1)}, err
+		}
+		jobs := s.jobs(&c, parts)
+		if err := s.submit(jobs); err != nil {
+			return counter.Receipt{}, err
+		}
+		entries = entries[:0:0]
+		for _, j := range jobs {
+			if err := wait(ctx, j); err != nil {
+				return counter.Receipt{}, err
+			}
+			entries = append(entries, total.add(j)...)
+		}
+		if total.err != nil {
+			return counter.Receipt{}, total.err
+		}
+	}
+	return total.receipt(), nil
+}
+
+// jobs groups parts by lane.
+func (s *Store) jobs(c *counter.Change, parts []part) []*job {
+	if !s.cfg.Cluster || len(parts) == 1 {
+		return []*job{{change: c, parts: parts, done: make(chan struct{})}}
+	}
+	byLane := make(map[int]*job, len(s.writers))
+	var jobs []*job
+	for _, p := range parts {
+		j := byLane[p.shard]
+		if j == nil {
+			j = &job{change: c, done: make(chan struct{})}
+			byLane[p.shard] = j
+			jobs = append(jobs, j)
+		}
+		j.parts = append(j.parts, p)
+	}
+	return jobs
+}
+
+// submit hands jobs to their lanes, all or none: those that a full lane follows are taken back, and if one of
+// them is on its way already, the matter is in doubt.
+func (s *Store) submit(jobs []*job) error {
+	for i, j := range jobs {
+		err := s.writers[s.lane(j.parts[0].shard)].queue.Add(j)
+		if err == nil {
+			continue
+		}
+		err = queueError(err)
+		for _, earlier := range jobs[:i] {
+			if !earlier.taken.CompareAndSwap(false, true) {
+				err = fmt.Errorf("%w: %w", counter.ErrInDoubt, err)
+			}
+		}
+		return err
+	}
+	return nil
+}
+
+func queueError(err error) error {
+	if errors.Is(err, groupcommit.ErrFull) {
+		return fmt.Errorf("%w: %w", counter.ErrOverloaded, err)
+	}
+	return fmt.Errorf("%w: %w", counter.ErrUnavailable, err)
+}
+
+// wait returns when the job is done or the caller leaves. A job that was not sent yet is then never sent.
+func wait(ctx context.Context, j *job) error {
+	select {
+	case <-j.done:
+		return nil
+	case <-ctx.Done():
+	}
+	if j.taken.CompareAndSwap(false, true) {
+		return fmt.Errorf("%w: not sent: %w", counter.ErrUnavailable, context.Cause(ctx))
+	}
+	select {
+	case <-j.done:
+		return nil
+	default:
+		return fmt.Errorf("%w: %w", counter.ErrInDoubt, context.Cause(ctx))
+	}
+}
+
+// claimedAtHome answers whether a change was counted at the key's home before its once-per claims moved away.
+// Only an id without a time needs it, and only for a dedupe window after the first period that went
+// elsewhere: any other id has but one place (rule 9).
+func (s *Store) claimedAtHome(ctx context.Context, c *counter.Change, p *part) (bool, error) {
+	if !p.once.current || !p.id.set || len(p.id.field) == len(c.RequestID.Bytes()) {
+		return false, nil
+	}
+	key, now := p.entries[0].Key, s.clock.milliseconds()
+	keep := (s.cfg.Dedupe + 2*counter.MaxEarly).Milliseconds()
+	if p.once.bucket-p.once.period > s.markers.get(key)+afterMarker || now > p.once.bucket+keep {
+		return false, nil
+	}
+	value, known, err := s.scripts.Claimed(ctx, Home(key, s.cfg.Shards), c.RequestID.Bytes(), now)
+	switch {
+	case err != nil:
+		return false, readError(err)
+	case known && value != p.id.value:
+		return false, counter.ErrRequestIDReused
+	}
+	return known, nil
+}
+
+// tally sums up the jobs of a change.
+type tally struct {
+	applied, once bool
+	micros        int64
+	err           error
+}
+
+// add takes over a finished job and returns the entries that must be routed again.
+func (t *tally) add(j *job) []counter.Entry {
+	t.micros = max(t.micros, j.micros)
+	if j.err != nil && (t.err == nil || errors.Is(j.err, counter.ErrInDoubt)) {
+		t.err = j.err
+	}
+	var again []counter.Entry
+	for i := range j.parts {
+		switch j.parts[i].outcome {
+		case counter.Applied:
+			t.applied = true
+		case counter.AlreadyCounted:
+			t.once = true
+		case counter.Duplicate:
+		default:
+			if j.err == nil {
+				again = append(again, j.parts[i].entries...)
+			}
+		}
+	}
+	return again
+}
+
+// receipt is that of the change as a whole. Its moment is the next microsecond: a read in the same one may
+// have been before.
+func (t *tally) receipt() counter.Receipt {
+	r := counter.Receipt{Outcome: counter.Duplicate, AsOf: time.UnixMicro(t.micros + 1)}
+	switch {
+	case t.applied:
+		r.Outcome = counter.Applied
+	case t.once:
+		r.Outcome = counter.AlreadyCounted
+	}
+	return r
+}

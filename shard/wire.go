@@ -1,0 +1,202 @@
+package shard
+
+import (
+	"errors"
+	"strconv"
+
+	"github.com/redis/rueidis"
+)
+
+// What the scripts take and answer; scripts/*.lua describe it.
+
+var errAnswer = errors.New("script answered in an unknown form")
+
+// writeArgs is how many arguments a batch takes, give or take nothing.
+func writeArgs(b *WriteBatch) int {
+	n := 7
+	for i := range b.Shards {
+		n += 4 + 4*len(b.Shards[i].Entries)
+		for j := range b.Shards[i].Claims {
+			n += 7 + 2*len(b.Shards[i].Claims[j].Fields)
+		}
+	}
+	return n
+}
+
+// carefulDelta is the size from which on a delta is added with a check of its own, see lib.lua.
+const carefulDelta = 1 << 52
+
+func appendShardWrites(args []string, shards []ShardWrite) []string {
+	for i := range shards {
+		s := &shards[i]
+		careful := "0"
+		for _, e := range s.Entries {
+			if e.Delta >= carefulDelta || e.Delta <= -carefulDelta {
+				careful = "1"
+			}
+		}
+		args = append(args, careful, strconv.Itoa(len(s.Entries)))
+		for _, e := range s.Entries {
+			args = append(args, e.Key, strconv.FormatInt(e.Delta, 10))
+		}
+		declared := 0
+		for _, m := range s.Markers {
+			if m != 0 {
+				declared++
+			}
+		}
+		args = append(args, strconv.Itoa(declared))
+		for j, m := range s.Markers {
+			if m != 0 {
+				args = append(args, strconv.Itoa(j), strconv.FormatInt(m, 10))
+			}
+		}
+		args = append(args, strconv.Itoa(len(s.Claims)))
+		for j := range s.Claims {
+			args = appendClaims(args, &s.Claims[j])
+		}
+	}
+	return args
+}
+
+func appendClaims(args []string, g *ClaimGroup) []string {
+	current := "0"
+	if g.Current {
+		current = "1"
+	}
+	args = append(args, strconv.Itoa(int(g.Kind)), strconv.FormatInt(g.Bucket, 10), strconv.FormatInt(g.Oldest, 10),
+		strconv.FormatInt(g.Newest, 10), strconv.FormatInt(g.Period, 10), current, strconv.Itoa(len(g.Fields)))
+	for i := range g.Fields {
+		args = append(args, g.Fields[i], g.Values[i])
+	}
+	return args
+}
+
+func parseWriteReply(message rueidis.RedisMessage) (WriteReply, error) {
+	parts, err := message.ToArray()
+	if err != nil {
+		return WriteReply{}, err
+	}
+	if len(parts) != 6 {
+		return WriteReply{}, errAnswer
+	}
+	status, err := parts[0].AsInt64()
+	if err != nil {
+		return WriteReply{}, err
+	}
+	reply := WriteReply{Status: WriteStatus(status)} //nolint:gosec // 0 to 2
+	if reply.Micros, err = parts[1].AsInt64(); err != nil || reply.Status == WriteApplied {
+		return reply, err
+	}
+	err = errors.Join(
+		eachRow(parts[2], 4, func(n []int64, last string) {
+			reply.Known = append(reply.Known, KnownClaim{Shard: int(n[0]), Group: int(n[1]), Field: int(n[2]), Value: last})
+		}),
+		eachRow(parts[3], 3, func(n []int64, last string) {
+			marker, _ := strconv.ParseInt(last, 10, 64) // written by spread.lua and load.lua
+			reply.Moved = append(reply.Moved, MovedEntry{EntryRef{int(n[0]), int(n[1])}, marker})
+		}),
+		eachRow(parts[4], 3, func(n []int64, last string) {
+			lost, _ := strconv.ParseInt(last, 10, 64)
+			reply.Aged = append(reply.Aged, AgedGroup{Shard: int(n[0]), Group: int(n[1]), Lost: lost})
+		}),
+		eachRow(parts[5], 2, func(n []int64, last string) {
+			entry, _ := strconv.Atoi(last)
+			reply.Overflowing = append(reply.Overflowing, EntryRef{int(n[0]), entry})
+		}),
+	)
+	return reply, err
+}
+
+// eachRow calls f for each row of a flat list: all columns but the last are integers.
+func eachRow(list rueidis.RedisMessage, columns int, f func(n []int64, last string)) error {
+	cells, err := list.ToArray()
+	if err != nil {
+		return err
+	}
+	if len(cells)%columns != 0 {
+		return errAnswer
+	}
+	n := make([]int64, columns-1)
+	for ; len(cells) > 0; cells = cells[columns:] {
+		for i := range n {
+			if n[i], err = cells[i].AsInt64(); err != nil {
+				return err
+			}
+		}
+		last := cells[columns-1]
+		if last.IsInt64() {
+			v, err := last.AsInt64()
+			if err != nil {
+				return err
+			}
+			f(n, strconv.FormatInt(v, 10))
+			continue
+		}
+		v, err := last.ToString()
+		if err != nil {
+			return err
+		}
+		f(n, v)
+	}
+	return nil
+}
+
+func parseReadReply(message rueidis.RedisMessage, keys int) (ReadReply, error) {
+	parts, err := message.ToArray()
+	if err != nil {
+		return ReadReply{}, err
+	}
+	if len(parts) < 3 {
+		return ReadReply{}, errAnswer
+	}
+	reply := ReadReply{Values: make([]KeyValue, keys)}
+	if reply.Micros, err = parts[0].AsInt64(); err != nil {
+		return ReadReply{}, err
+	}
+	sums := make([]sum, keys)
+	if err = eachNumber(parts[1], keys, func(i int, n int64) {
+		sums[i].add(n)
+		reply.Values[i].Cached = true
+	}); err != nil {
+		return ReadReply{}, err
+	}
+	if markers, err := parts[2].ToArray(); err != nil {
+		return ReadReply{}, err
+	} else if len(markers) > 0 {
+		if err = eachNumber(parts[2], keys, func(i int, n int64) { reply.Values[i].Marker = n }); err != nil {
+			return ReadReply{}, err
+		}
+	}
+	for _, window := range parts[3:] {
+		if err = eachNumber(window, keys, func(i int, n int64) { sums[i].add(n) }); err != nil {
+			return ReadReply{}, err
+		}
+	}
+	for i := range sums {
+		reply.Values[i].Value = sums[i].int64()
+	}
+	return reply, nil
+}
+
+// eachNumber calls f for each element of a list that is not nil.
+func eachNumber(list rueidis.RedisMessage, length int, f func(i int, n int64)) error {
+	cells, err := list.ToArray()
+	if err != nil {
+		return err
+	}
+	if len(cells) != length {
+		return errAnswer
+	}
+	for i := range cells {
+		if cells[i].IsNil() {
+			continue
+		}
+		n, err := cells[i].AsInt64()
+		if err != nil {
+			return err
+		}
+		f(i, n)
+	}
+	return nil
+}
