@@ -98,7 +98,8 @@ func (s *Store) Apply(ctx context.Context, c counter.Change) (counter.Receipt, e
 	var total tally
 	for round := 0; len(entries) > 0; round++ {
 		if round == maxRounds {
-			return counter.Receipt{}, fmt.Errorf("%w: %w", counter.ErrUnavailable, errUnsettled)
+			total.fail(fmt.Errorf("%w: %w", counter.ErrUnavailable, errUnsettled))
+			return counter.Receipt{}, total.error()
 		}
 		parts := s.router.split(&c, entries, fingerprint)
 		if known, err := s.claimedAtHome(ctx, &c, &parts[0]); known || err != nil {
@@ -106,17 +107,19 @@ func (s *Store) Apply(ctx context.Context, c counter.Change) (counter.Receipt, e
 		}
 		jobs := s.jobs(&c, parts)
 		if err := s.submit(jobs); err != nil {
-			return counter.Receipt{}, err
+			total.fail(err)
+			return counter.Receipt{}, total.error()
 		}
 		entries = entries[:0:0]
 		for _, j := range jobs {
 			if err := wait(ctx, j); err != nil {
-				return counter.Receipt{}, err
+				total.fail(err)
+				continue
 			}
 			entries = append(entries, total.add(j)...)
 		}
 		if total.err != nil {
-			return counter.Receipt{}, total.err
+			return counter.Receipt{}, total.error()
 		}
 	}
 	return total.receipt(), nil
@@ -217,8 +220,8 @@ type tally struct {
 // add takes over a finished job and returns the entries that must be routed again.
 func (t *tally) add(j *job) []counter.Entry {
 	t.micros = max(t.micros, j.micros)
-	if j.err != nil && (t.err == nil || errors.Is(j.err, counter.ErrInDoubt)) {
-		t.err = j.err
+	if j.err != nil {
+		t.fail(j.err)
 	}
 	var again []counter.Entry
 	for i := range j.parts {
@@ -235,6 +238,22 @@ func (t *tally) add(j *job) []counter.Entry {
 		}
 	}
 	return again
+}
+
+func (t *tally) fail(err error) {
+	if t.err == nil || errors.Is(err, counter.ErrInDoubt) {
+		t.err = err
+	}
+}
+
+// error is that of the change as a whole. Where one shard of a cluster has taken its part and another cannot
+// now, the change is in doubt.
+func (t *tally) error() error {
+	if t.applied && (errors.Is(t.err, counter.ErrUnavailable) || errors.Is(t.err, counter.ErrOverloaded) ||
+		errors.Is(t.err, counter.ErrFull)) {
+		return fmt.Errorf("%w: %w", counter.ErrInDoubt, t.err)
+	}
+	return t.err
 }
 
 // receipt is that of the change as a whole. Its moment is the next microsecond: a read in the same one may

@@ -1,0 +1,154 @@
+// Package groupcommit combines items that arrive while a batch is under way into the next batch. There is
+// no timer: an idle queue runs an item at once, a busy one forms larger batches.
+package groupcommit
+
+import (
+	"context"
+	"errors"
+	"sync"
+)
+
+// Errors of Add. The item was not taken.
+var (
+	// ErrFull: as much is waiting as may wait.
+	ErrFull = errors.New("groupcommit: queue is full")
+	// ErrClosed: the queue was closed.
+	ErrClosed = errors.New("groupcommit: queue is closed")
+)
+
+// Config bounds a queue.
+type Config[T any] struct {
+	// MaxQueue is the weight that may wait, not counting the batch under way. An item that alone is
+	// heavier is taken only while nothing waits.
+	MaxQueue int
+	// MaxBatch is the weight of a batch. An item that alone is heavier makes a batch of its own.
+	MaxBatch int
+	// Weigh is the weight of an item, at least 1 and the same whenever it is asked; it is called with a
+	// lock held. Nil weighs every item as 1.
+	Weigh func(T) int
+}
+
+// Queue runs batches one after the other on a goroutine of its own. Its methods may be called
+// concurrently.
+type Queue[T any] struct {
+	cfg    Config[T]
+	run    func(ctx context.Context, batch []T)
+	cancel context.CancelFunc
+	done   chan struct{}
+
+	mu     sync.Mutex
+	wake   sync.Cond // the runner waits here while nothing waits
+	idle   bool      // the runner is waiting
+	closed bool
+	items  []T // items[:head] were taken
+	head   int
+	weight int // of items[head:]
+}
+
+// New starts a queue. Run gets every item that Add took exactly once, in the order in which they were
+// added; the batch's memory is reused once run has returned. Run must return soon after its context is
+// done, and must still settle the items that it is given then.
+func New[T any](cfg Config[T], run func(ctx context.Context, batch []T)) *Queue[T] {
+	ctx, cancel := context.WithCancel(context.Background())
+	q := &Queue[T]{cfg: cfg, run: run, cancel: cancel, done: make(chan struct{})}
+	q.wake.L = &q.mu
+	go q.loop(ctx)
+	return q
+}
+
+// Add puts an item in line for the next batch. It never waits.
+func (q *Queue[T]) Add(item T) error {
+	w := q.weigh(item)
+	q.mu.Lock()
+	if q.closed {
+		q.mu.Unlock()
+		return ErrClosed
+	}
+	if q.weight > 0 && q.weight+w > q.cfg.MaxQueue {
+		q.mu.Unlock()
+		return ErrFull
+	}
+	q.items = append(q.items, item)
+	q.weight += w
+	idle := q.idle
+	q.idle = false
+	q.mu.Unlock()
+	if idle {
+		q.wake.Signal()
+	}
+	return nil
+}
+
+// Close refuses new items, runs those that wait and returns when the last batch has ended. If ctx is done
+// first, it cancels the context of the batches under way and to come, waits for them to end and returns
+// the cause. Later calls wait for the same end.
+func (q *Queue[T]) Close(ctx context.Context) error {
+	q.mu.Lock()
+	q.closed = true
+	q.mu.Unlock()
+	q.wake.Signal()
+	select {
+	case <-q.done:
+		return nil
+	case <-ctx.Done():
+	}
+	q.cancel()
+	<-q.done
+	return context.Cause(ctx)
+}
+
+func (q *Queue[T]) loop(ctx context.Context) {
+	defer close(q.done)
+	defer q.cancel()
+	var batch []T
+	for {
+		batch = q.take(batch)
+		if len(batch) == 0 {
+			return
+		}
+		q.run(ctx, batch)
+		clear(batch) // or what the items refer to would live until the next batch
+		batch = batch[:0]
+	}
+}
+
+// take waits for items and moves up to MaxBatch of their weight to batch. It returns an empty batch when
+// the queue is closed and nothing waits.
+func (q *Queue[T]) take(batch []T) []T {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for q.head == len(q.items) {
+		if q.closed {
+			return batch
+		}
+		q.idle = true
+		q.wake.Wait()
+	}
+	end, weight := q.head, 0
+	for end < len(q.items) {
+		w := q.weigh(q.items[end])
+		if end > q.head && weight+w > q.cfg.MaxBatch {
+			break
+		}
+		weight += w
+		end++
+	}
+	batch = append(batch, q.items[q.head:end]...)
+	clear(q.items[q.head:end])
+	q.head = end
+	q.weight -= weight
+	// What is left moves to the front when it is the smaller part, so an item is moved once on average.
+	if left := len(q.items) - end; left <= end {
+		copy(q.items, q.items[end:])
+		clear(q.items[left:])
+		q.items, q.head = q.items[:left], 0
+	}
+	return batch
+}
+
+func (q *Queue[T]) weigh(item T) int {
+	if q.cfg.Weigh == nil {
+		return 1
+	}
+	return q.cfg.Weigh(item)
+}

@@ -1,0 +1,194 @@
+package groupcommit_test
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/plusone-dev/plusone/internal/groupcommit"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// recorder runs batches that each take as long as the test says.
+type recorder struct {
+	gate    chan struct{}
+	batches [][]int
+}
+
+func (r *recorder) run(_ context.Context, batch []int) {
+	<-r.gate
+	r.batches = append(r.batches, slices.Clone(batch))
+}
+
+func add(t *testing.T, q *groupcommit.Queue[int], items ...int) {
+	t.Helper()
+	for _, item := range items {
+		if err := q.Add(item); err != nil {
+			t.Fatalf("Add(%d): %v", item, err)
+		}
+	}
+}
+
+func mustClose(t *testing.T, q *groupcommit.Queue[int]) {
+	t.Helper()
+	if err := q.Close(context.Background()); err != nil {
+		t.Fatalf("Close: %v", err)
+	}
+}
+
+func TestItemsThatArriveDuringABatchFormTheNext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := &recorder{gate: make(chan struct{})}
+		q := groupcommit.New(groupcommit.Config[int]{MaxQueue: 10, MaxBatch: 3}, r.run)
+		add(t, q, 1)
+		synctest.Wait() // the first batch is under way
+		add(t, q, 2, 3, 4, 5)
+		close(r.gate)
+		synctest.Wait()
+		add(t, q, 6) // the queue went idle and wakes again
+		mustClose(t, q)
+		want := [][]int{{1}, {2, 3, 4}, {5}, {6}}
+		if !slices.EqualFunc(r.batches, want, slices.Equal) {
+			t.Errorf("batches %v, want %v", r.batches, want)
+		}
+	})
+}
+
+func TestQueueIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := &recorder{gate: make(chan struct{})}
+		q := groupcommit.New(groupcommit.Config[int]{MaxQueue: 2, MaxBatch: 10}, r.run)
+		add(t, q, 1)
+		synctest.Wait()
+		add(t, q, 2, 3)
+		if err := q.Add(4); !errors.Is(err, groupcommit.ErrFull) {
+			t.Errorf("Add to a full queue: %v, want ErrFull", err)
+		}
+		close(r.gate)
+		synctest.Wait()
+		add(t, q, 5)
+		mustClose(t, q)
+	})
+}
+
+func TestWeights(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := &recorder{gate: make(chan struct{})}
+		cfg := groupcommit.Config[int]{MaxQueue: 8, MaxBatch: 5, Weigh: func(i int) int { return i }}
+		q := groupcommit.New(cfg, r.run)
+		add(t, q, 9) // heavier than everything, but alone
+		synctest.Wait()
+		add(t, q, 2, 3, 1)
+		if err := q.Add(3); !errors.Is(err, groupcommit.ErrFull) {
+			t.Errorf("Add beyond MaxQueue: %v, want ErrFull", err)
+		}
+		add(t, q, 2)
+		close(r.gate)
+		mustClose(t, q)
+		want := [][]int{{9}, {2, 3}, {1, 2}}
+		if !slices.EqualFunc(r.batches, want, slices.Equal) {
+			t.Errorf("batches %v, want %v", r.batches, want)
+		}
+	})
+}
+
+func TestCloseDrainsAndRepeats(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := &recorder{gate: make(chan struct{})}
+		q := groupcommit.New(groupcommit.Config[int]{MaxQueue: 10, MaxBatch: 1}, r.run)
+		add(t, q, 1, 2, 3)
+		var closers sync.WaitGroup
+		for range 3 {
+			closers.Go(func() {
+				if err := q.Close(context.Background()); err != nil {
+					t.Errorf("Close: %v", err)
+				}
+			})
+		}
+		synctest.Wait()
+		if err := q.Add(4); !errors.Is(err, groupcommit.ErrClosed) {
+			t.Errorf("Add after Close: %v, want ErrClosed", err)
+		}
+		close(r.gate)
+		closers.Wait()
+		mustClose(t, q)
+		if want := [][]int{{1}, {2}, {3}}; !slices.EqualFunc(r.batches, want, slices.Equal) {
+			t.Errorf("batches %v, want %v", r.batches, want)
+		}
+	})
+}
+
+func TestCloseCancelsWhenItsTimeIsUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var settled []int
+		q := groupcommit.New(groupcommit.Config[int]{MaxQueue: 10, MaxBatch: 1}, func(ctx context.Context, batch []int) {
+			<-ctx.Done()
+			settled = append(settled, batch...)
+		})
+		add(t, q, 1, 2)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := q.Close(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("Close: %v, want DeadlineExceeded", err)
+		}
+		if want := []int{1, 2}; !slices.Equal(settled, want) {
+			t.Errorf("settled %v, want %v", settled, want)
+		}
+	})
+}
+
+func TestConcurrentAddsKeepEveryItemOnce(t *testing.T) {
+	const adders, each = 8, 2000
+	seen := make(map[int]int)
+	q := groupcommit.New(groupcommit.Config[int]{MaxQueue: adders * each, MaxBatch: 64}, func(_ context.Context, batch []int) {
+		if len(batch) > 64 {
+			t.Errorf("batch of %d", len(batch))
+		}
+		for _, item := range batch {
+			seen[item]++
+		}
+	})
+	var group sync.WaitGroup
+	for a := range adders {
+		group.Go(func() {
+			for i := range each {
+				if err := q.Add(a*each + i); err != nil {
+					t.Errorf("Add: %v", err)
+				}
+			}
+		})
+	}
+	group.Wait()
+	mustClose(t, q)
+	if len(seen) != adders*each {
+		t.Errorf("%d items, want %d", len(seen), adders*each)
+	}
+	for item, n := range seen {
+		if n != 1 {
+			t.Errorf("item %d ran %d times", item, n)
+		}
+	}
+}
+
+func BenchmarkAdd(b *testing.B) {
+	q := groupcommit.New(groupcommit.Config[*int]{MaxQueue: 1 << 30, MaxBatch: 1000}, func(context.Context, []*int) {})
+	item := new(int)
+	b.ReportAllocs()
+	b.RunParallel(func(pb *testing.PB) {
+		for pb.Next() {
+			if err := q.Add(item); err != nil {
+				b.Error(err)
+			}
+		}
+	})
+	if err := q.Close(context.Background()); err != nil {
+		b.Error(err)
+	}
+}
