@@ -32,7 +32,8 @@ type DirectLedger interface {
 	// Commit applies a group of changes in one durable transaction: totals, history, request ids and
 	// once-per claims. It returns one verdict per change in their order, and a moment by the ledger's
 	// clock from which every read shows them. Changes are decided in their order: the second of two
-	// with one request id is a duplicate. A change is applied whole or not at all.
+	// with one request id is a duplicate. A change is applied whole or not at all. Overflows may be judged in
+	// another order, since changes of one group were made at the same time.
 	//
 	// On an error that is counter.ErrInDoubt the transaction may have been committed; on any other
 	// error nothing was changed.

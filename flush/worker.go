@@ -149,12 +149,15 @@ func (w *Worker) pass(ctx context.Context, n int) (more bool, err error) {
 		return false, s.err
 	}
 	w.metrics.observe(n, sealed)
+	more = sealed.More
 	for _, id := range sealed.Sealed {
-		if err := w.drain(ctx, n, id, watermark); err != nil {
+		discarded, err := w.drain(ctx, n, id, watermark)
+		if err != nil {
 			return false, err
 		}
+		more = more || discarded // what lies behind it may be a rollback, which the next pass notices
 	}
-	return sealed.More, nil
+	return more, nil
 }
 
 // steps runs one step after another, each within the step timeout, until one fails.
@@ -184,8 +187,8 @@ func (w *Worker) rolledBack(ctx context.Context, n int) {
 }
 
 // drain takes one sealed window through the ledger and out of Redis (rules 3 to 5). Watermark is that of a
-// moment ago: the ledger's own word, in the transaction, decides.
-func (w *Worker) drain(ctx context.Context, n int, id, watermark int64) error {
+// moment ago: the ledger's own word, in the transaction, decides. Discarded reports that the ledger had the window already.
+func (w *Worker) drain(ctx context.Context, n int, id, watermark int64) (discarded bool, err error) {
 	started := time.Now()
 	s := w.steps(ctx)
 	window := Window{Shard: n, ID: id}
@@ -201,13 +204,13 @@ func (w *Worker) drain(ctx context.Context, n int, id, watermark int64) error {
 		})
 	}
 	if s.err != nil {
-		return s.err
+		return false, s.err
 	}
 	if !applied.OK {
 		w.metrics.discarded.Inc()
 		w.cfg.Logger.WarnContext(ctx, "window discarded: the ledger has it already", "shard", n, "window", id)
 		s.do("discard", func(ctx context.Context) error { return w.scripts.Discard(ctx, n, id, newGeneration()) })
-		return s.err
+		return true, s.err
 	}
 	s.do("begin", func(ctx context.Context) error {
 		rolledBack, err := w.scripts.Begin(ctx, n, id, applied.Previous, newGeneration())
@@ -221,7 +224,7 @@ func (w *Worker) drain(ctx context.Context, n int, id, watermark int64) error {
 	}
 	s.do("end", func(ctx context.Context) error { return w.scripts.End(ctx, n, id) })
 	w.metrics.applied(len(window.Deltas), len(applied.Clipped), started)
-	return s.err
+	return false, s.err
 }
 
 // scan reads a sealed window. Nothing writes to it any more, so it may be read in chunks (rule 2).

@@ -12,16 +12,14 @@ local meta = redis.call('HMGET', KEYS[1], 'sealed', 'fin', 'restore')
 local sealed, fin = tonumber(meta[1] or 0), tonumber(meta[2] or 0)
 local windows = redis.call('LRANGE', prefix .. 'windows', 0, -1)
 
-local rolled_back, applied, newest, due, more = false, false, 0, {}, 0
+-- The watermark was sealed here before it was applied.
+local rolled_back, applied, due, more = watermark > sealed, false, {}, 0
+local newest = math.max(sealed, watermark)
 for i = 1, #windows do
   local window = tonumber(windows[i])
-  if window <= watermark then
-    applied = true
-    -- Applied, and Redis does not remember that it was sealed.
-    if window > sealed then rolled_back = true end
-  end
+  if window <= watermark then applied = true end
   if now - window >= length then
-    newest = window
+    newest = math.max(newest, window)
     if #due < most then due[#due + 1] = window else more = 1 end
   end
 end
@@ -30,5 +28,6 @@ if watermark > fin and not applied then
   redis.call('HSET', KEYS[1], 'fin', integer(watermark), 'gen', gen)
 end
 if rolled_back then redis.call('HSET', KEYS[1], 'lost', integer(now), 'restore', '1') end
+-- Nor may anything more be written to a window that the ledger has.
 if newest > sealed then redis.call('HSET', KEYS[1], 'sealed', integer(newest)) end
 return {now, rolled_back and 1 or 0, (rolled_back or meta[3]) and 1 or 0, #windows, more, due}

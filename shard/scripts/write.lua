@@ -129,6 +129,10 @@ for s = 1, #KEYS do
       name, expires = 'any:' .. integer(number), (number + 2) * opaque_bucket + MARGIN
       old = lost > 0 and now <= lost + opaque_bucket
       look_up(prefix .. 'any:' .. integer(number - 1), fields, n, s, g)
+      -- Another host's clock may have been ahead by up to a window.
+      if (now + length) / opaque_bucket >= number + 1 then
+        look_up(prefix .. 'any:' .. integer(number + 1), fields, n, s, g)
+      end
     else
       name = 'once:' .. integer(period) .. ':' .. bucket
       expires = tonumber(bucket) + period + dedupe + early + MARGIN

@@ -1,0 +1,75 @@
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+GO ?= go
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+
+# Pinned, since a newer linter finds other things.
+GOLANGCI_LINT_VERSION := v2.15.0
+GOLANGCI_LINT := bin/tools/golangci-lint-$(GOLANGCI_LINT_VERSION)
+
+# buf has a module of its own, because its dependencies do not get along with those of plusone.
+BUF := $(GO) tool -modfile=tools/go.mod buf
+
+.PHONY: help
+help: ## List the targets.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+.PHONY: run
+run: ## Run plusone in embedded mode: one process, data in ./plusone.db.
+	$(GO) run ./cmd/plusone serve
+
+.PHONY: dev
+dev: servers build ## Run plusone in sharded mode with a Redis and a PostgreSQL of its own, data in .dev/.
+	tools/dev.sh
+
+.PHONY: build
+build: ## Build bin/plusone.
+	$(GO) build -trimpath -ldflags "-X main.version=$(VERSION)" -o bin/plusone ./cmd/plusone
+
+.PHONY: servers
+servers: ## Install redis-server and PostgreSQL (Debian packages) if they are missing.
+	tools/install-servers.sh
+
+.PHONY: test
+test: servers ## Run all tests, with the race detector, on real servers.
+	$(GO) test -race ./...
+
+.PHONY: lint
+lint: $(GOLANGCI_LINT) ## Check code, formatting and protos.
+	$(GOLANGCI_LINT) run ./...
+	$(BUF) lint
+
+.PHONY: fmt
+fmt: $(GOLANGCI_LINT) ## Format the code.
+	$(GOLANGCI_LINT) fmt ./...
+
+.PHONY: generate
+generate: ## Generate code from the protos.
+	$(BUF) generate
+
+.PHONY: check-generated
+check-generated: ## Check that the generated code is that of the protos.
+	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && \
+	$(BUF) generate -o "$$fresh" && \
+	diff -ru --exclude='*.proto' "$$fresh/api" api || { echo 'run "make generate"' >&2; exit 1; }
+
+.PHONY: check-tidy
+check-tidy: ## Check that go.mod and go.sum are tidy.
+	$(GO) mod tidy -diff
+
+.PHONY: breaking
+breaking: ## Check that the protos break no client of the main branch.
+	$(BUF) breaking --against '.git#branch=main'
+
+.PHONY: ci
+ci: test lint check-generated check-tidy ## Check all that must hold before a merge.
+
+.PHONY: clean
+clean: ## Remove what was built. Data (plusone.db, .dev/) stays.
+	rm -rf bin
+
+$(GOLANGCI_LINT):
+	GOBIN=$(CURDIR)/bin/tools $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_LINT_VERSION)
+	mv bin/tools/golangci-lint $@

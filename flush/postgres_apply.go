@@ -1,0 +1,122 @@
+package flush
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/plusone-dev/plusone/internal/counter"
+)
+
+// rowsPerStatement is where larger statements stop being faster, while each costs memory on both sides.
+const rowsPerStatement = 10_000
+
+// Of two markers the earlier stays: it is the one by which changes have been routed.
+const addMarkersSQL = `
+INSERT INTO counters AS c (key, shard, spread, updated_at)
+SELECT u.key, $3::smallint, u.marker, now() FROM unnest($1::text[], $2::bigint[]) AS u (key, marker)
+ON CONFLICT (key, shard) DO UPDATE SET spread = excluded.spread
+WHERE c.spread = 0 OR c.spread > excluded.spread`
+
+// Apply implements WindowLedger. Rows of a shard are only written with its watermark locked, so windows of
+// one shard wait for each other and those of different shards never do.
+func (p *Postgres) Apply(ctx context.Context, w Window) (Applied, error) {
+	clip := false
+	for attempt := 1; ; attempt++ {
+		applied, err := p.applyWindow(ctx, w, clip)
+		switch {
+		case err == nil:
+			return applied, nil
+		case attempt < maxAttempts && isOverflow(err) && !clip:
+			clip = true
+		case attempt < maxAttempts && isConflict(err):
+		default:
+			return Applied{}, err
+		}
+	}
+}
+
+func (p *Postgres) applyWindow(ctx context.Context, w Window, clip bool) (Applied, error) {
+	watermark := int64(-1)
+	batch := &pgx.Batch{}
+	batch.Queue(`SELECT watermark FROM shards WHERE shard = $1 FOR UPDATE`, w.Shard).Query(func(rows pgx.Rows) error {
+		_, err := pgx.ForEachRow(rows, []any{&watermark}, func() error { return nil })
+		return err
+	})
+	tx, err := p.begin(ctx, batch)
+	if err != nil {
+		return Applied{}, postgresError("apply window", err)
+	}
+	defer tx.end(ctx)
+	switch {
+	case watermark < 0:
+		return Applied{}, errNoShard(w.Shard)
+	case w.ID <= watermark:
+		return Applied{Previous: watermark}, nil
+	}
+
+	applied := Applied{OK: true, Previous: watermark}
+	at := time.UnixMilli(w.ID)
+	rows := sortDeltas(w.Deltas)
+	for len(rows.keys) > 0 {
+		n := min(len(rows.keys), rowsPerStatement)
+		chunk := deltas{keys: rows.keys[:n], values: rows.values[:n]}
+		rows = deltas{keys: rows.keys[n:], values: rows.values[n:]}
+		if clip {
+			if chunk, err = p.clip(ctx, tx, w.Shard, chunk, &applied); err != nil {
+				return Applied{}, postgresError("apply window", err)
+			}
+		}
+		batch := &pgx.Batch{}
+		p.queueSums(batch, []deltas{chunk}, w.Shard, &at)
+		if err := tx.send(ctx, batch); err != nil {
+			return Applied{}, postgresError("apply window", err)
+		}
+	}
+
+	batch = &pgx.Batch{}
+	for keys := range slices.Chunk(slices.Sorted(maps.Keys(w.Markers)), rowsPerStatement) {
+		markers := make([]int64, len(keys))
+		for i, key := range keys {
+			markers[i] = w.Markers[key]
+		}
+		batch.Queue(addMarkersSQL, keys, markers, w.Shard)
+	}
+	batch.Queue(`UPDATE shards SET watermark = $2 WHERE shard = $1`, w.Shard, w.ID)
+	if err := tx.commit(ctx, batch); err != nil {
+		return Applied{}, commitError("apply window", err)
+	}
+	return applied, nil
+}
+
+// clip replaces the deltas that would carry a row over the edge of int64 by what is left up to the edge, and
+// notes them in applied.Clipped.
+func (p *Postgres) clip(ctx context.Context, tx *postgresTx, shard int, chunk deltas, applied *Applied) (deltas, error) {
+	totals := make(map[string]int64, len(chunk.keys))
+	batch := &pgx.Batch{}
+	const sql = `SELECT key, count FROM counters WHERE key = ANY ($1::text[]) AND shard = $2`
+	batch.Queue(sql, chunk.keys, shard).Query(func(rows pgx.Rows) error {
+		var key string
+		var count int64
+		_, err := pgx.ForEachRow(rows, []any{&key, &count}, func() error { totals[key] = count; return nil })
+		return err
+	})
+	if err := tx.send(ctx, batch); err != nil {
+		return deltas{}, err
+	}
+	clipped := deltas{keys: chunk.keys, values: slices.Clone(chunk.values)}
+	for i, key := range chunk.keys {
+		total := totals[key]
+		if room := counter.AddSaturating(total, chunk.values[i]) - total; room != chunk.values[i] {
+			clipped.values[i] = room
+			if applied.Clipped == nil {
+				applied.Clipped = make(map[string]int64)
+			}
+			applied.Clipped[key] = room
+		}
+	}
+	return clipped, nil
+}

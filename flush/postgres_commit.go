@@ -1,0 +1,176 @@
+package flush
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/plusone-dev/plusone/internal/counter"
+)
+
+type commandTag = pgconn.CommandTag
+
+const (
+	insertIDsSQL = `
+INSERT INTO request_ids (id, fingerprint, at)
+SELECT u.id, u.fingerprint, now() FROM unnest($1::bytea[], $2::bigint[]) AS u (id, fingerprint)
+ON CONFLICT (id) DO NOTHING RETURNING id`
+
+	findIDsSQL = `SELECT id, fingerprint FROM request_ids WHERE id = ANY ($1::bytea[])`
+
+	deleteIDsSQL = `DELETE FROM request_ids WHERE id = ANY ($1::bytea[])`
+
+	insertOnceSQL = `
+INSERT INTO once_claims (key, actor, period, start, expires)
+SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::timestamptz[])
+ON CONFLICT (key, actor, period, start) DO NOTHING RETURNING key, actor, period, start`
+
+	deleteOnceSQL = `
+DELETE FROM once_claims AS c USING unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[]) AS u (key, actor, period, start)
+WHERE (c.key, c.actor, c.period, c.start) = (u.key, u.actor, u.period, u.start)`
+
+	addCountersSQL = `
+INSERT INTO counters AS c (key, shard, count, updated_at)
+SELECT u.key, $3::smallint, u.delta, now() FROM unnest($1::text[], $2::bigint[]) AS u (key, delta)
+ON CONFLICT (key, shard) DO UPDATE SET count = c.count + excluded.count, updated_at = excluded.updated_at`
+
+	// $5 is the moment whose bucket is meant, null for now.
+	addHistorySQL = `
+INSERT INTO history AS h (key, bucket, shard, delta)
+SELECT u.key, date_trunc($4::text, coalesce($5::timestamptz, now()), 'UTC'), $3::smallint, u.delta
+FROM unnest($1::text[], $2::bigint[]) AS u (key, delta)
+ON CONFLICT (key, bucket, shard) DO UPDATE SET delta = h.delta + excluded.delta`
+
+	// A row must be there to be locked.
+	touchCountersSQL = `
+INSERT INTO counters (key, shard, updated_at) SELECT u.key, 0, now() FROM unnest($1::text[]) AS u (key)
+ON CONFLICT (key, shard) DO NOTHING`
+
+	lockCountersSQL = `SELECT key, count FROM counters WHERE key = ANY ($1::text[]) AND shard = 0 ORDER BY key FOR UPDATE`
+)
+
+// directShard is the shard whose rows hold the counts of direct mode, which has no others.
+const directShard = 0
+
+// errClaimVanished: a claim that was met was pruned, or its transaction was undone, before it could be read.
+var errClaimVanished = errors.New("a claim vanished while it was read")
+
+// Commit implements DirectLedger. A group without ids and once-per takes one round trip, others two or three.
+//
+// Whether totals fit is first judged for the group as a whole: a change that would overflow in its place is
+// applied if others of the group make room for it, as if they had come before.
+func (p *Postgres) Commit(ctx context.Context, changes []counter.Change) ([]Verdict, time.Time, error) {
+	g := newGroup(changes, p.opts.DedupeWindow)
+	// Overflows are left to the database to notice. Only after one are rows locked and read, to find out
+	// whose change it was.
+	careful := false
+	for attempt := 1; ; attempt++ {
+		var verdicts []Verdict
+		var at time.Time
+		var err error
+		if len(g.fingerprints) == 0 && !g.hasOnce && !careful {
+			verdicts, at, err = p.commitPlain(ctx, g)
+		} else {
+			verdicts, at, err = p.commitWithClaims(ctx, g, careful)
+		}
+		switch {
+		case err == nil:
+			return verdicts, at, nil
+		case attempt < maxAttempts && isOverflow(err) && !careful:
+			careful = true
+		case attempt < maxAttempts && isConflict(err):
+		default:
+			return nil, time.Time{}, err
+		}
+	}
+}
+
+// commitPlain commits a group without claims. A batch that has no BEGIN is one transaction, which commits
+// when the server gets to its end.
+func (p *Postgres) commitPlain(ctx context.Context, g *group) ([]Verdict, time.Time, error) {
+	conn, err := p.pool.Acquire(ctx)
+	if err != nil {
+		return nil, time.Time{}, postgresError("commit", err)
+	}
+	defer conn.Release()
+	d := g.decide(standing{})
+	var now time.Time
+	batch := &pgx.Batch{}
+	sent := time.Now()
+	queueClock(batch, `SELECT now()`, &now)
+	p.queueSums(batch, d.sums.sorted(), directShard, nil)
+	if err := conn.SendBatch(ctx, batch).Close(); err != nil {
+		return nil, time.Time{}, commitError("commit", err)
+	}
+	return d.verdicts, asOf(now, sent), nil
+}
+
+// commitWithClaims takes the group's claims, which makes other servers with the same ones wait, decides, and
+// commits. Locks are taken in one order by all servers: ids, once-per claims, counters, history, each of
+// them sorted.
+func (p *Postgres) commitWithClaims(ctx context.Context, g *group, careful bool) ([]Verdict, time.Time, error) {
+	claims := newClaimSet(g)
+	batch := &pgx.Batch{}
+	claims.queueIDs(batch, g)
+	tx, err := p.begin(ctx, batch)
+	if err != nil {
+		return nil, time.Time{}, postgresError("commit", err)
+	}
+	defer tx.end(ctx)
+
+	g.setTime(tx.now.UnixMilli())
+	s := standing{ids: make(map[claimID]uint64), once: make(map[onceClaim]struct{})}
+	if err := claims.findKnown(ctx, tx, s.ids); err != nil {
+		return nil, time.Time{}, postgresError("commit", err)
+	}
+	batch = &pgx.Batch{}
+	claims.queueOnce(batch, g, s)
+	if careful {
+		s.totals = make(map[string]int64)
+		queueLock(batch, g.keys(), s.totals)
+	}
+	if batch.Len() > 0 {
+		if err := tx.send(ctx, batch); err != nil {
+			return nil, time.Time{}, postgresError("commit", err)
+		}
+	}
+
+	d := g.decide(s)
+	if len(d.sums.rounds) == 0 { // nothing to write; end gives back the claims
+		return d.verdicts, asOf(tx.now, tx.sent), nil
+	}
+	batch = &pgx.Batch{}
+	claims.queueRelease(batch, d)
+	p.queueSums(batch, d.sums.sorted(), directShard, nil)
+	if err := tx.commit(ctx, batch); err != nil {
+		return nil, time.Time{}, commitError("commit", err)
+	}
+	return d.verdicts, asOf(tx.now, tx.sent), nil
+}
+
+// queueSums adds sums to counters and history.
+func (p *Postgres) queueSums(batch *pgx.Batch, rounds []deltas, shard int, at *time.Time) {
+	for _, round := range rounds {
+		if len(round.keys) == 0 {
+			continue
+		}
+		batch.Queue(addCountersSQL, round.keys, round.values, shard)
+		if p.opts.History != HistoryNone {
+			batch.Queue(addHistorySQL, round.keys, round.values, shard, string(p.opts.History), at)
+		}
+	}
+}
+
+// queueLock locks the rows of keys, which are sorted, and reads them into totals.
+func queueLock(batch *pgx.Batch, keys []string, totals map[string]int64) {
+	batch.Queue(touchCountersSQL, keys)
+	batch.Queue(lockCountersSQL, keys).Query(func(rows pgx.Rows) error {
+		var key string
+		var count int64
+		_, err := pgx.ForEachRow(rows, []any{&key, &count}, func() error { totals[key] = count; return nil })
+		return err
+	})
+}

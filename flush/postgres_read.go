@@ -1,0 +1,109 @@
+package flush
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/plusone-dev/plusone/internal/counter"
+	"github.com/plusone-dev/plusone/shard"
+)
+
+// now() is the start of the transaction, which is the statement, and so not after its snapshot.
+// statement_timestamp() would be: the server takes the snapshot when it binds a statement and the
+// timestamp when it executes it.
+const countsSQL = `
+SELECT least(greatest(coalesce(sum(c.count), 0), -9223372036854775808), 9223372036854775807)::bigint,
+       least(greatest(coalesce(sum(c.likes), 0), -9223372036854775808), 9223372036854775807)::bigint,
+       now()
+FROM unnest($1::text[]) WITH ORDINALITY AS k (key, n)
+LEFT JOIN counters AS c ON c.key = k.key COLLATE "C"
+GROUP BY k.n ORDER BY k.n`
+
+// Counts implements DirectLedger.
+func (p *Postgres) Counts(ctx context.Context, keys []string) ([]counter.Count, error) {
+	rows, err := p.pool.Query(ctx, countsSQL, keys)
+	if err != nil {
+		return nil, postgresError("read counts", err)
+	}
+	counts := make([]counter.Count, 0, len(keys))
+	var value, likes int64
+	var at time.Time
+	_, err = pgx.ForEachRow(rows, []any{&value, &likes, &at}, func() error {
+		counts = append(counts, counter.Count{Key: keys[len(counts)], Value: value, Likes: likes, AsOf: at})
+		return nil
+	})
+	if err != nil {
+		return nil, postgresError("read counts", err)
+	}
+	return counts, nil
+}
+
+// One statement, so one snapshot. Watermarks come as rows without a key.
+const basesSQL = `
+SELECT key, shard, count, spread FROM counters WHERE key = ANY ($1::text[])
+UNION ALL
+SELECT NULL, shard, watermark, 0 FROM shards`
+
+// Bases implements WindowLedger.
+func (p *Postgres) Bases(ctx context.Context, keys []string) (shard.LedgerBases, error) {
+	rows, err := p.pool.Query(ctx, basesSQL, keys)
+	if err != nil {
+		return shard.LedgerBases{}, postgresError("read bases", err)
+	}
+	var bases shard.LedgerBases
+	var key *string
+	var row shard.LedgerRow
+	_, err = pgx.ForEachRow(rows, []any{&key, &row.Shard, &row.Total, &row.Spread}, func() error {
+		if key != nil {
+			row.Key = *key
+			bases.Rows = append(bases.Rows, row)
+			return nil
+		}
+		for len(bases.Watermarks) <= row.Shard {
+			bases.Watermarks = append(bases.Watermarks, 0)
+		}
+		bases.Watermarks[row.Shard] = row.Total
+		return nil
+	})
+	if err != nil {
+		return shard.LedgerBases{}, postgresError("read bases", err)
+	}
+	return bases, nil
+}
+
+// Watermark implements WindowLedger.
+func (p *Postgres) Watermark(ctx context.Context, shard int) (int64, error) {
+	var watermark int64
+	err := p.pool.QueryRow(ctx, `SELECT watermark FROM shards WHERE shard = $1`, shard).Scan(&watermark)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return 0, errNoShard(shard)
+	case err != nil:
+		return 0, postgresError("read watermark", err)
+	}
+	return watermark, nil
+}
+
+// errNoShard reports a shard that EnsureSettings has not created.
+func errNoShard(shard int) error {
+	return fmt.Errorf("the ledger has no shard %d", shard)
+}
+
+// Markers implements WindowLedger.
+func (p *Postgres) Markers(ctx context.Context, shard int) (map[string]int64, error) {
+	rows, err := p.pool.Query(ctx, `SELECT key, spread FROM counters WHERE shard = $1 AND spread <> 0`, shard)
+	if err != nil {
+		return nil, postgresError("read markers", err)
+	}
+	markers := make(map[string]int64)
+	var key string
+	var marker int64
+	if _, err := pgx.ForEachRow(rows, []any{&key, &marker}, func() error { markers[key] = marker; return nil }); err != nil {
+		return nil, postgresError("read markers", err)
+	}
+	return markers, nil
+}

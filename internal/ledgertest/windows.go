@@ -1,0 +1,319 @@
+package ledgertest
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"maps"
+	"math"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"github.com/plusone-dev/plusone/flush"
+)
+
+// Shards is how many shards the ledgers under test have.
+const Shards = 3
+
+// WindowInstance is a new, empty ledger with Shards shards that keeps its history by the hour and is closed by
+// the test's cleanup.
+type WindowInstance struct {
+	flush.WindowLedger
+	// Other is a second handle on the same data.
+	Other flush.WindowLedger
+	// DB reads the public views.
+	DB *sql.DB
+}
+
+// ExerciseWindows checks that ledgers keep the contract of flush.WindowLedger.
+func ExerciseWindows(t *testing.T, open func(t *testing.T) WindowInstance) {
+	for name, test := range map[string]func(*testing.T, WindowInstance){
+		"ApplyOnce":         applyOnce,
+		"UnknownShard":      unknownShard,
+		"Markers":           markers,
+		"Clipping":          clipping,
+		"HistoryBeyondEdge": historyBeyondTheEdge,
+		"LargeWindow":       largeWindow,
+		"Locks":             locks,
+		"ConcurrentApply":   concurrentApply,
+		"RandomWindows":     randomWindows,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			l := open(t)
+			test(t, l)
+			Audit(t, l.DB)
+		})
+	}
+}
+
+func apply(t testing.TB, l flush.WindowLedger, w flush.Window) flush.Applied {
+	t.Helper()
+	applied, err := l.Apply(context.Background(), w)
+	if err != nil {
+		t.Fatalf("Apply: %v", err)
+	}
+	return applied
+}
+
+// wantRows compares what Bases returns of keys with rows written "key shard total spread".
+func wantRows(t testing.TB, l flush.WindowLedger, keys []string, want ...string) {
+	t.Helper()
+	bases, err := l.Bases(context.Background(), keys)
+	if err != nil {
+		t.Fatalf("Bases: %v", err)
+	}
+	var got []string
+	for _, row := range bases.Rows {
+		got = append(got, fmt.Sprint(row.Key, " ", row.Shard, " ", row.Total, " ", row.Spread))
+	}
+	slices.Sort(got)
+	slices.Sort(want)
+	if !slices.Equal(got, want) {
+		t.Errorf("rows %q, want %q", got, want)
+	}
+}
+
+func wantWatermarks(t testing.TB, l flush.WindowLedger, want ...int64) {
+	t.Helper()
+	bases, err := l.Bases(context.Background(), nil)
+	if err != nil {
+		t.Fatalf("Bases: %v", err)
+	}
+	if !slices.Equal(bases.Watermarks, want) {
+		t.Errorf("watermarks %v, want %v", bases.Watermarks, want)
+	}
+	for shard, id := range want {
+		if got, err := l.Watermark(context.Background(), shard); err != nil || got != id {
+			t.Errorf("watermark of shard %d: %d, %v, want %d", shard, got, err, id)
+		}
+	}
+}
+
+func applyOnce(t *testing.T, l WindowInstance) {
+	wantWatermarks(t, l, 0, 0, 0)
+	hour := time.Date(2030, 5, 6, 7, 0, 0, 0, time.UTC)
+	first, second := hour.Add(-time.Millisecond).UnixMilli(), hour.UnixMilli()
+	w := flush.Window{Shard: 1, ID: first, Deltas: map[string]int64{"views/a": 5, "views/b": -2}}
+	if got := apply(t, l, w); !got.OK || got.Previous != 0 || len(got.Clipped) != 0 {
+		t.Errorf("first window: %+v", got)
+	}
+	for _, id := range []int64{first, first - 1} {
+		if got := apply(t, l.Other, flush.Window{Shard: 1, ID: id, Deltas: w.Deltas}); got.OK || got.Previous != first {
+			t.Errorf("window %d after window %d: %+v", id, first, got)
+		}
+	}
+	// The watermarks of shards have nothing to do with each other.
+	apply(t, l, flush.Window{Shard: 2, ID: first - 1, Deltas: map[string]int64{"views/a": 100}})
+	if got := apply(t, l.Other, flush.Window{Shard: 1, ID: second, Deltas: map[string]int64{"views/a": 1}}); !got.OK || got.Previous != first {
+		t.Errorf("second window: %+v", got)
+	}
+	// A window without changes counts as applied.
+	if got := apply(t, l, flush.Window{Shard: 0, ID: 7}); !got.OK {
+		t.Errorf("empty window: %+v", got)
+	}
+	wantWatermarks(t, l, 7, second, first-1)
+	wantRows(t, l, []string{"views/a", "views/b", "views/c"}, "views/a 1 6 0", "views/a 2 100 0", "views/b 1 -2 0")
+
+	rows, err := l.DB.QueryContext(t.Context(), `SELECT key, bucket, delta FROM counter_history ORDER BY key, bucket`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rows.Close()
+	var got []string
+	for rows.Next() {
+		var key, delta string
+		var bucket time.Time
+		if err := rows.Scan(&key, &bucket, &delta); err != nil {
+			t.Fatal(err)
+		}
+		got = append(got, fmt.Sprint(key, " ", hour.Sub(bucket), " ", delta))
+	}
+	want := []string{"views/a 1h0m0s 105", "views/a 0s 1", "views/b 1h0m0s -2"}
+	if !slices.Equal(got, want) || rows.Err() != nil {
+		t.Errorf("history %q, %v, want %q", got, rows.Err(), want)
+	}
+}
+
+func unknownShard(t *testing.T, l WindowInstance) {
+	if applied, err := l.Apply(t.Context(), flush.Window{Shard: Shards, ID: 5, Deltas: map[string]int64{"views/a": 1}}); err == nil {
+		t.Errorf("a window of a shard that is not there was applied: %+v", applied)
+	}
+	if id, err := l.Watermark(t.Context(), Shards); err == nil {
+		t.Errorf("a shard that is not there has watermark %d", id)
+	}
+	wantRows(t, l, []string{"views/a"})
+}
+
+func markers(t *testing.T, l WindowInstance) {
+	apply(t, l, flush.Window{Shard: 0, ID: 10, Deltas: map[string]int64{"views/a": 1, "views/b": 1}, Markers: map[string]int64{"views/a": 500, "views/new": 600}})
+	apply(t, l, flush.Window{Shard: 0, ID: 11, Deltas: map[string]int64{"views/a": 1, "views/new": 2}, Markers: map[string]int64{"views/a": 700}})
+	apply(t, l, flush.Window{Shard: 0, ID: 12, Markers: map[string]int64{"views/new": 550, "views/b": 800}})
+	apply(t, l, flush.Window{Shard: 1, ID: 12, Deltas: map[string]int64{"views/a": 1}, Markers: map[string]int64{"views/else": 900}})
+	// Not applied, so neither is its marker.
+	apply(t, l, flush.Window{Shard: 0, ID: 12, Markers: map[string]int64{"views/a": 1}})
+
+	for shard, want := range []map[string]int64{
+		{"views/a": 500, "views/b": 800, "views/new": 550}, {"views/else": 900}, {},
+	} {
+		if got, err := l.Other.Markers(t.Context(), shard); err != nil || !maps.Equal(got, want) {
+			t.Errorf("markers of shard %d: %v, %v, want %v", shard, got, err, want)
+		}
+	}
+	wantRows(t, l, []string{"views/a", "views/new"}, "views/a 0 2 500", "views/a 1 1 0", "views/new 0 2 550")
+}
+
+func clipping(t *testing.T, l WindowInstance) {
+	const most, least = math.MaxInt64, math.MinInt64
+	apply(t, l, flush.Window{Shard: 0, ID: 1, Deltas: map[string]int64{"views/up": most - 3, "views/down": least + 3, "views/full": most}})
+	w := flush.Window{Shard: 0, ID: 2, Deltas: map[string]int64{"views/up": 10, "views/down": -10, "views/full": 1, "views/fits": 4}}
+	applied := apply(t, l, w)
+	want := map[string]int64{"views/up": 3, "views/down": -3, "views/full": 0}
+	if !applied.OK || applied.Previous != 1 || !maps.Equal(applied.Clipped, want) {
+		t.Errorf("%+v, want clipped %v", applied, want)
+	}
+	if again := apply(t, l, w); again.OK {
+		t.Errorf("a clipped window was applied twice: %+v", again)
+	}
+	wantRows(t, l, slices.Collect(maps.Keys(w.Deltas)), fmt.Sprint("views/up 0 ", most)+" 0", fmt.Sprint("views/down 0 ", least)+" 0",
+		fmt.Sprint("views/full 0 ", most)+" 0", "views/fits 0 4 0")
+}
+
+// historyBeyondTheEdge swings a counter from edge to edge within an hour, and fills it on two shards.
+func historyBeyondTheEdge(t *testing.T, l WindowInstance) {
+	for id, delta := range []int64{math.MinInt64, math.MaxInt64, math.MaxInt64} {
+		for shard := range 2 {
+			if got := apply(t, l, flush.Window{Shard: shard, ID: int64(id + 1), Deltas: map[string]int64{"views/a": delta}}); !got.OK || got.Clipped != nil {
+				t.Errorf("window %d: %+v", id, got)
+			}
+		}
+	}
+	var total int64
+	if err := l.DB.QueryRowContext(t.Context(), `SELECT count FROM counter_totals WHERE key = 'views/a'`).Scan(&total); err != nil || total != math.MaxInt64 {
+		t.Errorf("total %d, %v: should stop at the edge", total, err)
+	}
+	// Back to where the sum of the shards fits, which the audit needs.
+	apply(t, l, flush.Window{Shard: 1, ID: 9, Deltas: map[string]int64{"views/a": -math.MaxInt64}})
+}
+
+func largeWindow(t *testing.T, l WindowInstance) {
+	const n = 25_000
+	w := flush.Window{Shard: 2, ID: 1, Deltas: make(map[string]int64), Markers: make(map[string]int64)}
+	for i := range n {
+		key := fmt.Sprint("views/", i)
+		w.Deltas[key] = int64(i + 1)
+		if i%2 == 0 {
+			w.Markers[key] = 5
+		}
+	}
+	w.Deltas["views/7"] = math.MaxInt64
+	apply(t, l, w)
+	w.ID = 2
+	if got := apply(t, l, w); !maps.Equal(got.Clipped, map[string]int64{"views/7": 0}) {
+		t.Errorf("clipped %v", got.Clipped)
+	}
+	wantRows(t, l, []string{"views/0", "views/7", "views/24999"}, "views/0 2 2 5", fmt.Sprint("views/7 2 ", math.MaxInt64)+" 0", "views/24999 2 50000 0")
+	if got, err := l.Markers(t.Context(), 2); err != nil || len(got) != n/2 {
+		t.Errorf("%d markers, %v, want %d", len(got), err, n/2)
+	}
+}
+
+func locks(t *testing.T, l WindowInstance) {
+	lock := func(ledger flush.WindowLedger, shard int, want bool) func() {
+		t.Helper()
+		release, ok, err := ledger.LockShard(t.Context(), shard)
+		if err != nil || ok != want {
+			t.Fatalf("LockShard(%d): %v, %v, want %v", shard, ok, err, want)
+		}
+		return release
+	}
+	first := lock(l, 1, true)
+	lock(l.Other, 1, false)
+	lock(l, 1, false) // one worker, too, holds a lock once
+	second := lock(l.Other, 2, true)
+	first()
+	lock(l.Other, 1, true)()
+	second()
+	lock(l, 2, true)()
+}
+
+func concurrentApply(t *testing.T, l WindowInstance) {
+	const windows = 20
+	var mu sync.Mutex
+	applied := make(map[int64]int)
+	var group sync.WaitGroup
+	for worker := range 4 {
+		ledger := []flush.WindowLedger{l, l.Other}[worker%2]
+		group.Go(func() {
+			for id := int64(1); id <= windows; id++ {
+				for shard := range Shards {
+					got, err := ledger.Apply(context.Background(), flush.Window{Shard: shard, ID: id, Deltas: map[string]int64{"views/a": 1, "views/b": 2}})
+					if err != nil {
+						t.Errorf("Apply: %v", err)
+						return
+					}
+					if got.OK {
+						mu.Lock()
+						applied[id*Shards+int64(shard)]++
+						mu.Unlock()
+					}
+				}
+			}
+		})
+	}
+	group.Wait()
+	if len(applied) != windows*Shards {
+		t.Errorf("%d windows were applied, want %d", len(applied), windows*Shards)
+	}
+	for _, n := range applied {
+		if n != 1 {
+			t.Errorf("a window was applied %d times", n)
+		}
+	}
+	wantRows(t, l, []string{"views/a", "views/b"}, "views/a 0 20 0", "views/a 1 20 0", "views/a 2 20 0", "views/b 0 40 0", "views/b 1 40 0", "views/b 2 40 0")
+}
+
+// randomWindows applies windows in random order and with repeats, next to a model of what should come of it.
+func randomWindows(t *testing.T, l WindowInstance) {
+	watermarks := make([]int64, Shards) // over all checks, since they share the ledger
+	rapid.Check(t, func(t *rapid.T) {
+		keys := []string{Key(), Key(), Key()}
+		totals := make(map[string]int64)
+		for range rapid.IntRange(1, 10).Draw(t, "windows") {
+			shard := rapid.IntRange(0, Shards-1).Draw(t, "shard")
+			w := flush.Window{Shard: shard, ID: max(1, watermarks[shard]+rapid.Int64Range(-2, 4).Draw(t, "id")*1_000_000)}
+			w.Deltas = rapid.MapOf(rapid.SampledFrom(keys), rapid.Int64Range(-50, 50).Filter(func(d int64) bool { return d != 0 })).Draw(t, "deltas")
+			got, err := l.Apply(t.Context(), w)
+			if err != nil {
+				t.Fatalf("Apply: %v", err)
+			}
+			if want := w.ID > watermarks[shard]; got.OK != want || got.Previous != watermarks[shard] {
+				t.Errorf("window %d on %d: %+v", w.ID, watermarks[shard], got)
+			}
+			if got.OK {
+				watermarks[shard] = w.ID
+				for key, delta := range w.Deltas {
+					totals[fmt.Sprint(key, " ", shard)] += delta
+				}
+			}
+		}
+		bases, err := l.Bases(t.Context(), keys)
+		if err != nil {
+			t.Fatalf("Bases: %v", err)
+		}
+		for _, row := range bases.Rows {
+			name := fmt.Sprint(row.Key, " ", row.Shard)
+			if row.Total != totals[name] {
+				t.Errorf("%s is %d, want %d", name, row.Total, totals[name])
+			}
+			delete(totals, name)
+		}
+		if len(totals) > 0 {
+			t.Errorf("not in the ledger: %v", totals)
+		}
+	})
+}

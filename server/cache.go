@@ -1,0 +1,201 @@
+package server
+
+import (
+	"context"
+	"math"
+	"sync"
+	"sync/atomic"
+	"time"
+	"unsafe"
+
+	"github.com/maypok86/otter/v2"
+	"github.com/maypok86/otter/v2/stats"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	plusonev1 "github.com/plusone-dev/plusone/api/plusone/v1"
+	"github.com/plusone-dev/plusone/internal/counter"
+)
+
+// A value is fetched again in the background when it is used at four fifths of its max_age or later and was
+// used hotHits times since it was fetched. The last fifth is longer than a fetch takes, and fewer hits are
+// not worth a fetch that nobody may need.
+const hotHits = 10
+
+// entryBytes is the memory of an entry besides its key: the entry, the map's node and slot.
+const entryBytes = int64(unsafe.Sizeof(entry{})) + 160
+
+// freshness is what a read asks of its answer.
+type freshness struct {
+	// maxAge is how long before the request the fetch of the value may have begun. With 0 it must begin
+	// after the request arrived.
+	maxAge time.Duration
+	// minAsOf is the moment by the store's clock that the value must not be older than, zero for none.
+	minAsOf time.Time
+}
+
+// entry is the count of a key as it was fetched at one time. It holds its own answer: several calls may
+// send it at once, and nobody changes it.
+type entry struct {
+	response plusonev1.GetResponse
+	count    plusonev1.Count
+	asOfSent timestamppb.Timestamp
+
+	asOf time.Time
+	// began and ended are when the fetch did, by the cache's clock.
+	began, ended time.Duration
+
+	// hits counts up to hotHits and stops, so that a hot entry is only read.
+	hits       atomic.Uint32
+	refreshing atomic.Bool
+}
+
+// newEntry takes key from the request, and so does not depend on the store to repeat it.
+func newEntry(key string, c counter.Count, began, ended time.Duration) *entry {
+	e := &entry{asOf: c.AsOf, began: began, ended: ended}
+	e.asOfSent.Seconds, e.asOfSent.Nanos = c.AsOf.Unix(), int32(c.AsOf.Nanosecond())
+	e.count.Key, e.count.Count, e.count.Likes, e.count.AsOf = key, c.Value, c.Likes, &e.asOfSent
+	e.response.Count = &e.count
+	return e
+}
+
+// staleCount is the entry's count, marked stale.
+func (e *entry) staleCount() *plusonev1.Count {
+	return &plusonev1.Count{
+		Key: e.count.Key, Count: e.count.Count, Likes: e.count.Likes, AsOf: &e.asOfSent, Stale: true,
+	}
+}
+
+// meets reports whether the entry may answer a request that arrived at the moment now and whose maxAge is
+// not 0.
+func (e *entry) meets(want freshness, now time.Duration) bool {
+	return now-e.began <= want.maxAge && !e.asOf.Before(want.minAsOf)
+}
+
+// supersedes reports whether e is at least as new as old. The store's clock decides between fetches that
+// overlapped, but it may go back (another Redis host takes over): a later fetch is newer all the same.
+func (e *entry) supersedes(old *entry) bool {
+	if e.began > old.ended {
+		return true
+	}
+	if !e.asOf.Equal(old.asOf) {
+		return e.asOf.After(old.asOf)
+	}
+	return e.began >= old.began
+}
+
+// hit counts a use of the entry and reports whether the caller shall refresh it: to one caller, once.
+func (e *entry) hit(maxAge, now time.Duration) bool {
+	if e.hits.Load() < hotHits {
+		e.hits.Add(1)
+		return false
+	}
+	return now-e.began >= maxAge-maxAge/5 && !e.refreshing.Load() && e.refreshing.CompareAndSwap(false, true)
+}
+
+// countCache keeps the last known count of keys, bounded by memory alone, and fetches counts from the
+// store. All methods may be called concurrently.
+type countCache struct {
+	store   Store
+	timeout time.Duration
+	metrics *metrics
+	log     *callLog
+	start   time.Time
+
+	entries *otter.Cache[string, *entry]
+
+	// ctx ends when the cache is closed, and with it all loads.
+	ctx    context.Context
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+
+	mu sync.Mutex
+	// flights are the youngest loads of keys that are being fetched. Their number is bounded by maxLoads.
+	flights   map[string]flight
+	maxLoads  int
+	loads     int
+	refreshes int
+	closed    bool
+}
+
+// newCountCache makes a cache of about maxBytes. Each load may take timeout, and at most maxLoads run at
+// once.
+func newCountCache(store Store, maxBytes int64, timeout time.Duration, maxLoads int, m *metrics, log *callLog,
+) (*countCache, error) {
+	entries, err := otter.New(&otter.Options[string, *entry]{
+		MaximumWeight: uint64(maxBytes),
+		Weigher: func(key string, _ *entry) uint32 {
+			return uint32(min(int64(len(key))+entryBytes, math.MaxUint32))
+		},
+		StatsRecorder: evictions{m},
+		Logger:        &otter.NoopLogger{},
+	})
+	if err != nil {
+		return nil, err
+	}
+	c := &countCache{
+		store: store, timeout: timeout, metrics: m, log: log, start: time.Now(),
+		entries: entries, flights: make(map[string]flight), maxLoads: maxLoads,
+	}
+	c.ctx, c.cancel = context.WithCancel(context.Background())
+	return c, nil
+}
+
+// now is the cache's clock: monotonic, and only good for differences.
+func (c *countCache) now() time.Duration { return time.Since(c.start) }
+
+// lookup returns the entry of a key if it may answer a request that arrived at the moment now, else nil.
+func (c *countCache) lookup(key string, want freshness, now time.Duration) *entry {
+	if want.maxAge == 0 {
+		return nil
+	}
+	if e, ok := c.entries.GetIfPresent(key); ok && e.meets(want, now) {
+		return e
+	}
+	return nil
+}
+
+// lastKnown returns the entry of a key however old it is, else nil.
+func (c *countCache) lastKnown(key string) *entry {
+	e, _ := c.entries.GetIfPresent(key)
+	return e
+}
+
+// put keeps an entry unless a newer one is there.
+func (c *countCache) put(e *entry) {
+	c.entries.Compute(e.count.Key, func(old *entry, found bool) (*entry, otter.ComputeOp) {
+		if found && !e.supersedes(old) {
+			return old, otter.CancelOp
+		}
+		return e, otter.WriteOp
+	})
+}
+
+// close ends all loads and waits for them until ctx ends.
+func (c *countCache) close(ctx context.Context) error {
+	c.mu.Lock()
+	c.closed = true
+	c.mu.Unlock()
+	c.cancel()
+	done := make(chan struct{})
+	go func() {
+		c.wg.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// evictions passes on the evictions that otter records, and nothing else.
+type evictions struct{ metrics *metrics }
+
+var _ stats.Recorder = evictions{}
+
+func (e evictions) RecordEviction(uint32)         { e.metrics.evictions.Inc() }
+func (evictions) RecordHits(int)                  {}
+func (evictions) RecordMisses(int)                {}
+func (evictions) RecordLoadSuccess(time.Duration) {}
+func (evictions) RecordLoadFailure(time.Duration) {}

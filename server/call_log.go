@@ -1,0 +1,123 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/plusone-dev/plusone/internal/counter"
+)
+
+// maxLinesPerSecond bounds the lines of each level, as every call may fail at once.
+const maxLinesPerSecond = 10
+
+// callLog logs failed calls: those that are the server's fault as errors, those that are for want of
+// capacity or time as warnings, the caller's own as info. It never logs keys or actors.
+type callLog struct {
+	logger  *slog.Logger
+	metrics *metrics
+
+	errors, warnings, infos lineLimit
+}
+
+func (l *callLog) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	began := time.Now()
+	resp, err := handler(ctx, req)
+	if err != nil {
+		var id string
+		if r, ok := req.(interface{ GetRequestId() string }); ok {
+			id = r.GetRequestId()
+		}
+		l.callFailed(ctx, info.FullMethod, id, began, err)
+	}
+	return resp, err
+}
+
+func (l *callLog) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+	began := time.Now()
+	err := handler(srv, stream)
+	if err != nil {
+		l.callFailed(stream.Context(), info.FullMethod, "", began, err)
+	}
+	return err
+}
+
+func (l *callLog) callFailed(ctx context.Context, method, requestID string, began time.Time, err error) {
+	st := status.Convert(err)
+	attrs := []slog.Attr{
+		slog.String("method", method),
+		slog.String("code", st.Code().String()),
+		slog.Duration("duration", time.Since(began)),
+		slog.String("message", st.Message()),
+	}
+	if requestID != "" && textProblem(requestID, counter.MaxRequestIDBytes) == "" {
+		attrs = append(attrs, slog.String("request_id", requestID))
+	}
+	if cause := errors.Unwrap(err); cause != nil {
+		attrs = append(attrs, slog.String("cause", cause.Error()))
+	}
+	switch st.Code() {
+	case codes.Internal, codes.Unknown, codes.DataLoss:
+		l.write(ctx, slog.LevelError, &l.errors, "call failed", attrs)
+	case codes.Unavailable, codes.ResourceExhausted, codes.DeadlineExceeded:
+		l.write(ctx, slog.LevelWarn, &l.warnings, "call failed", attrs)
+	default:
+		l.write(ctx, slog.LevelInfo, &l.infos, "call failed", attrs)
+	}
+}
+
+// loadFailed logs an error that a store should not have.
+func (l *callLog) loadFailed(err error) {
+	l.write(context.Background(), slog.LevelError, &l.errors, "read from the store failed",
+		[]slog.Attr{slog.String("cause", err.Error())})
+}
+
+// unhealthy logs why a health check failed.
+func (l *callLog) unhealthy(ctx context.Context, err error) {
+	l.write(ctx, slog.LevelWarn, &l.warnings, "not healthy", []slog.Attr{slog.String("cause", err.Error())})
+}
+
+func (l *callLog) write(ctx context.Context, level slog.Level, limit *lineLimit, message string, attrs []slog.Attr) {
+	if !l.logger.Enabled(ctx, level) {
+		return
+	}
+	suppressed, ok := limit.take(time.Now())
+	if !ok {
+		l.metrics.logsSuppressed.Inc()
+		return
+	}
+	if suppressed > 0 {
+		attrs = append(attrs, slog.Int("suppressed_before", suppressed))
+	}
+	l.logger.LogAttrs(ctx, level, message, attrs...)
+}
+
+// lineLimit lets maxLinesPerSecond pass in each second.
+type lineLimit struct {
+	mu         sync.Mutex
+	began      time.Time
+	lines      int
+	suppressed int
+}
+
+// take reports whether a line may be written now, and if so how many were not since the last one.
+func (l *lineLimit) take(now time.Time) (suppressed int, ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if now.Sub(l.began) >= time.Second {
+		l.began, l.lines = now, 0
+	}
+	if l.lines >= maxLinesPerSecond {
+		l.suppressed++
+		return 0, false
+	}
+	l.lines++
+	suppressed, l.suppressed = l.suppressed, 0
+	return suppressed, true
+}

@@ -1,0 +1,333 @@
+package server
+
+import (
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"strings"
+	"testing"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	plusonev1 "github.com/plusone-dev/plusone/api/plusone/v1"
+	"github.com/plusone-dev/plusone/internal/counter"
+)
+
+func TestIncrementChecks(t *testing.T) {
+	t.Parallel()
+	r := start(t, &scriptedStore{}, Config{})
+	long := strings.Repeat("k", 257)
+	for name, tc := range map[string]struct {
+		req    *plusonev1.IncrementRequest
+		fields []string
+	}{
+		"plain":               {req: &plusonev1.IncrementRequest{Key: "views/post:42"}},
+		"longest key":         {req: &plusonev1.IncrementRequest{Key: long[:256]}},
+		"other script":        {req: &plusonev1.IncrementRequest{Key: "views/日本語-é-🎉"}},
+		"replacement":         {req: &plusonev1.IncrementRequest{Key: "a\ufffdb"}},
+		"all fields":          {req: &plusonev1.IncrementRequest{Key: "k", Delta: proto.Int64(-5), RequestId: "r", Actor: "a", OncePer: durationpb.New(time.Hour)}},
+		"actor alone":         {req: &plusonev1.IncrementRequest{Key: "k", Actor: "a"}},
+		"longest texts":       {req: &plusonev1.IncrementRequest{Key: "k", Actor: long[:128], RequestId: long[:128]}},
+		"largest delta":       {req: &plusonev1.IncrementRequest{Key: "k", Delta: proto.Int64(1e12)}},
+		"smallest delta":      {req: &plusonev1.IncrementRequest{Key: "k", Delta: proto.Int64(-1e12)}},
+		"longest once_per":    {req: &plusonev1.IncrementRequest{Key: "k", Actor: "a", OncePer: durationpb.New(7 * 24 * time.Hour)}},
+		"shortest once_per":   {req: &plusonev1.IncrementRequest{Key: "k", Actor: "a", OncePer: durationpb.New(time.Millisecond)}},
+		"no key":              {&plusonev1.IncrementRequest{}, []string{"key"}},
+		"long key":            {&plusonev1.IncrementRequest{Key: long}, []string{"key"}},
+		"space":               {&plusonev1.IncrementRequest{Key: "a b"}, []string{"key"}},
+		"space after é":       {&plusonev1.IncrementRequest{Key: "é b"}, []string{"key"}},
+		"no-break space":      {&plusonev1.IncrementRequest{Key: "a\u00a0b"}, []string{"key"}},
+		"ideographic space":   {&plusonev1.IncrementRequest{Key: "a\u3000b"}, []string{"key"}},
+		"line separator":      {&plusonev1.IncrementRequest{Key: "a\u2028b"}, []string{"key"}},
+		"newline":             {&plusonev1.IncrementRequest{Key: "a\n"}, []string{"key"}},
+		"NUL":                 {&plusonev1.IncrementRequest{Key: "a\x00"}, []string{"key"}},
+		"DEL":                 {&plusonev1.IncrementRequest{Key: "a\x7f"}, []string{"key"}},
+		"zero width":          {&plusonev1.IncrementRequest{Key: "a\u200b"}, []string{"key"}},
+		"zero delta":          {&plusonev1.IncrementRequest{Key: "k", Delta: proto.Int64(0)}, []string{"delta"}},
+		"large delta":         {&plusonev1.IncrementRequest{Key: "k", Delta: proto.Int64(1e12 + 1)}, []string{"delta"}},
+		"least int64":         {&plusonev1.IncrementRequest{Key: "k", Delta: proto.Int64(math.MinInt64)}, []string{"delta"}},
+		"long actor":          {&plusonev1.IncrementRequest{Key: "k", Actor: long[:129]}, []string{"actor"}},
+		"bad actor":           {&plusonev1.IncrementRequest{Key: "k", Actor: "a b"}, []string{"actor"}},
+		"long request_id":     {&plusonev1.IncrementRequest{Key: "k", RequestId: long[:129]}, []string{"request_id"}},
+		"bad request_id":      {&plusonev1.IncrementRequest{Key: "k", RequestId: "a\t"}, []string{"request_id"}},
+		"once_per, no actor":  {&plusonev1.IncrementRequest{Key: "k", OncePer: durationpb.New(time.Hour)}, []string{"actor"}},
+		"once_per 0":          {&plusonev1.IncrementRequest{Key: "k", Actor: "a", OncePer: &durationpb.Duration{}}, []string{"once_per"}},
+		"once_per negative":   {&plusonev1.IncrementRequest{Key: "k", Actor: "a", OncePer: durationpb.New(-time.Hour)}, []string{"once_per"}},
+		"once_per fraction":   {&plusonev1.IncrementRequest{Key: "k", Actor: "a", OncePer: durationpb.New(1500 * time.Microsecond)}, []string{"once_per"}},
+		"once_per 7 d 1 ms":   {&plusonev1.IncrementRequest{Key: "k", Actor: "a", OncePer: durationpb.New(7*24*time.Hour + time.Millisecond)}, []string{"once_per"}},
+		"once_per centuries":  {&plusonev1.IncrementRequest{Key: "k", Actor: "a", OncePer: &durationpb.Duration{Seconds: 300_000_000_000}}, []string{"once_per"}},
+		"once_per not valid":  {&plusonev1.IncrementRequest{Key: "k", Actor: "a", OncePer: &durationpb.Duration{Seconds: 1, Nanos: -1}}, []string{"once_per"}},
+		"everything is wrong": {&plusonev1.IncrementRequest{Delta: proto.Int64(0), RequestId: " ", OncePer: durationpb.New(-1)}, []string{"key", "delta", "request_id", "once_per", "actor"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := r.client.Increment(t.Context(), tc.req)
+			if tc.fields == nil {
+				if err != nil {
+					t.Error(err)
+				}
+				return
+			}
+			wantFailure(t, err, failure{code: codes.InvalidArgument, reason: "INVALID_REQUEST", fields: tc.fields})
+		})
+	}
+}
+
+func TestReadChecks(t *testing.T) {
+	t.Parallel()
+	r := start(t, &scriptedStore{}, Config{})
+	badDuration, badTime := &durationpb.Duration{Nanos: 2e9}, &timestamppb.Timestamp{Seconds: 1 << 60}
+	for name, tc := range map[string]struct {
+		req    *plusonev1.GetRequest
+		fields []string
+	}{
+		"plain":            {req: &plusonev1.GetRequest{Key: "k"}},
+		"longest max_age":  {req: &plusonev1.GetRequest{Key: "k", MaxAge: &durationpb.Duration{Seconds: 315_576_000_000}}},
+		"min_as_of":        {req: &plusonev1.GetRequest{Key: "k", MinAsOf: timestamppb.New(storeTime)}},
+		"no key":           {&plusonev1.GetRequest{}, []string{"key"}},
+		"negative max_age": {&plusonev1.GetRequest{Key: "k", MaxAge: durationpb.New(-1)}, []string{"max_age"}},
+		"invalid max_age":  {&plusonev1.GetRequest{Key: "k", MaxAge: badDuration}, []string{"max_age"}},
+		"invalid moment":   {&plusonev1.GetRequest{Key: "k", MinAsOf: badTime}, []string{"min_as_of"}},
+		"everything":       {&plusonev1.GetRequest{Key: " ", MaxAge: badDuration, MinAsOf: badTime}, []string{"key", "max_age", "min_as_of"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := r.client.Get(t.Context(), tc.req)
+			if tc.fields != nil {
+				wantFailure(t, err, failure{code: codes.InvalidArgument, reason: "INVALID_REQUEST", fields: tc.fields})
+			} else if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+
+	keys := func(n int) []string {
+		all := make([]string, n)
+		for i := range all {
+			all[i] = fmt.Sprint("k", i)
+		}
+		return all
+	}
+	with := func(i int, key string) []string {
+		all := keys(9)
+		all[i] = key
+		return all
+	}
+	for name, tc := range map[string]struct {
+		req    *plusonev1.BatchGetRequest
+		fields []string
+	}{
+		"most keys":     {req: &plusonev1.BatchGetRequest{Keys: keys(1000)}},
+		"no keys":       {&plusonev1.BatchGetRequest{}, []string{"keys"}},
+		"too many keys": {&plusonev1.BatchGetRequest{Keys: keys(1001)}, []string{"keys"}},
+		"bad key":       {&plusonev1.BatchGetRequest{Keys: with(7, "a b"), MaxAge: badDuration}, []string{"keys[7]", "max_age"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := r.client.BatchGet(t.Context(), tc.req)
+			if tc.fields != nil {
+				wantFailure(t, err, failure{code: codes.InvalidArgument, reason: "INVALID_REQUEST", fields: tc.fields})
+			} else if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+func TestBatchChecks(t *testing.T) {
+	t.Parallel()
+	r := start(t, &scriptedStore{}, Config{MaxDelta: math.MaxInt64})
+	many := func(n int, key string) []*plusonev1.BatchEntry {
+		all := make([]*plusonev1.BatchEntry, n)
+		for i := range all {
+			all[i] = &plusonev1.BatchEntry{Key: key, Delta: 1}
+		}
+		return all
+	}
+	bad := many(5, "k")
+	bad[3] = &plusonev1.BatchEntry{Key: "a b"}
+	firstTen := make([]string, 10)
+	for i := range firstTen {
+		firstTen[i] = fmt.Sprintf("entries[%d].key", i)
+	}
+	for name, tc := range map[string]struct {
+		req    *plusonev1.BatchIncrementRequest
+		fields []string
+	}{
+		"one":      {req: &plusonev1.BatchIncrementRequest{Entries: many(1, "k"), RequestId: "r"}},
+		"most":     {req: &plusonev1.BatchIncrementRequest{Entries: many(10_000, "k")}},
+		"none":     {&plusonev1.BatchIncrementRequest{RequestId: "r"}, []string{"entries"}},
+		"too many": {&plusonev1.BatchIncrementRequest{Entries: many(10_001, "k")}, []string{"entries"}},
+		"entry 3":  {&plusonev1.BatchIncrementRequest{Entries: bad, RequestId: " "}, []string{"request_id", "entries[3].key", "entries[3].delta"}},
+		"bounded":  {&plusonev1.BatchIncrementRequest{Entries: many(10_000, " ")}, firstTen},
+		"overflow": {&plusonev1.BatchIncrementRequest{Entries: []*plusonev1.BatchEntry{
+			{Key: "a", Delta: math.MaxInt64}, {Key: "b", Delta: 1}, {Key: "a", Delta: 1},
+		}}, []string{"entries[2].delta"}},
+		"overflow below": {&plusonev1.BatchIncrementRequest{Entries: []*plusonev1.BatchEntry{
+			{Key: "a", Delta: -math.MaxInt64}, {Key: "a", Delta: -2},
+		}}, []string{"entries[1].delta"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := r.client.BatchIncrement(t.Context(), tc.req)
+			if tc.fields != nil {
+				wantFailure(t, err, failure{code: codes.InvalidArgument, reason: "INVALID_REQUEST", fields: tc.fields})
+			} else if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	for _, field := range []string{"entries", "request_id"} {
+		c, err := r.server.cache.metrics.invalid.GetMetricWithLabelValues(field)
+		if err != nil || value(t, c) == 0 {
+			t.Errorf("no violation of %s was counted (%v)", field, err)
+		}
+	}
+}
+
+// The largest request that the contract allows must get through, and little more.
+func TestLargestBatchPasses(t *testing.T) {
+	t.Parallel()
+	store := &scriptedStore{}
+	r := start(t, store, Config{})
+	req := &plusonev1.BatchIncrementRequest{RequestId: strings.Repeat("r", 128)}
+	for i := range counter.MaxEntries {
+		req.Entries = append(req.Entries, &plusonev1.BatchEntry{
+			Key: fmt.Sprintf("%0256d", i), Delta: -1, // a negative varint is the longest
+		})
+	}
+	if size := proto.Size(req); size > maxMessageBytes || size < maxMessageBytes-8<<10 {
+		t.Errorf("the largest batch is %d bytes, the limit %d", size, maxMessageBytes)
+	}
+	if _, err := r.client.BatchIncrement(t.Context(), req); err != nil {
+		t.Fatal(err)
+	}
+	if n := len(store.lastChange(t).Entries); n != counter.MaxEntries {
+		t.Errorf("the store saw %d entries", n)
+	}
+	req.RequestId = strings.Repeat("r", 8<<10)
+	if _, err := r.client.BatchIncrement(t.Context(), req); failureOf(t, err).code != codes.ResourceExhausted {
+		t.Errorf("a larger message: %v", err)
+	}
+}
+
+func TestSumEntriesAgainstMap(t *testing.T) {
+	t.Parallel()
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	rnd := rand.New(rand.NewPCG(seed, 1))
+	for range 300 {
+		n := 1 + rnd.IntN(200)
+		var in []*plusonev1.BatchEntry
+		want := map[string]int64{}
+		for range n {
+			e := &plusonev1.BatchEntry{Key: fmt.Sprint("k", rnd.IntN(n)), Delta: 1 - 2*rnd.Int64N(2)}
+			in = append(in, e)
+			want[e.Key] += e.Delta
+		}
+		// What was dropped at 0 may come back by a later entry.
+		got, overflowing := sumEntries(in)
+		if overflowing != -1 {
+			t.Fatalf("overflow at %d", overflowing)
+		}
+		for _, e := range got {
+			if e.Delta == 0 || want[e.Key] != e.Delta {
+				t.Fatalf("%s: got %d, want %d", e.Key, e.Delta, want[e.Key])
+			}
+			delete(want, e.Key)
+		}
+		for key, delta := range want {
+			if delta != 0 {
+				t.Fatalf("%s: missing, want %d", key, delta)
+			}
+		}
+	}
+}
+
+func FuzzKey(f *testing.F) {
+	for _, seed := range []string{"", "views/post:42", " ", "a b", "é", "\xff", "a\u00a0", "\ufffd", "\u2028", strings.Repeat("é", 129)} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, key string) {
+		valid := len(key) >= 1 && len(key) <= 256 && utf8.ValidString(key)
+		for _, r := range key {
+			valid = valid && unicode.IsPrint(r) && !unicode.IsSpace(r)
+		}
+		if got := textProblem(key, counter.MaxKeyBytes) == ""; got != valid {
+			t.Errorf("%q: valid is %v, want %v", key, got, valid)
+		}
+	})
+}
+
+// FuzzIncrement feeds whatever decodes to the checks: what passes must keep the promises that a Change makes
+// to the stores.
+func FuzzIncrement(f *testing.F) {
+	seed, err := proto.Marshal(&plusonev1.IncrementRequest{
+		Key: "k", Delta: proto.Int64(3), RequestId: "0190b5f0-0000-7000-8000-000000000000", Actor: "a",
+		OncePer: durationpb.New(time.Hour),
+	})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(seed)
+	f.Fuzz(func(t *testing.T, wire []byte) {
+		var req plusonev1.IncrementRequest
+		if proto.Unmarshal(wire, &req) != nil {
+			return
+		}
+		var v violations
+		c := checkIncrement(&req, DefaultMaxDelta, &v)
+		if err := v.err(); err != nil {
+			if f := failureOf(t, err); f.code != codes.InvalidArgument || len(f.fields) == 0 {
+				t.Errorf("refused as %+v", f)
+			}
+			return
+		}
+		e := c.Entries[0]
+		if e.Key == "" || e.Delta == 0 || e.Delta > DefaultMaxDelta || e.Delta < -DefaultMaxDelta {
+			t.Errorf("entry %+v", e)
+		}
+		if c.OncePer < 0 || c.OncePer > counter.MaxOncePer || c.OncePer%time.Millisecond != 0 || c.OncePer > 0 && c.Actor == "" {
+			t.Errorf("once per %v by %q", c.OncePer, c.Actor)
+		}
+		if (req.OncePer != nil) != (c.OncePer > 0) {
+			t.Errorf("once per %v became %v", req.OncePer, c.OncePer)
+		}
+	})
+}
+
+func BenchmarkCheckIncrement(b *testing.B) {
+	req := &plusonev1.IncrementRequest{
+		Key: "views/post:1234567", RequestId: "0190b5f0-0000-7000-8000-000000000000", Actor: "user:42",
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		var v violations
+		checkIncrement(req, DefaultMaxDelta, &v)
+		if v.err() != nil {
+			b.Fatal("invalid")
+		}
+	}
+}
+
+func BenchmarkCheckBatch(b *testing.B) {
+	for _, n := range []int{10, 1_000, 10_000} {
+		req := &plusonev1.BatchIncrementRequest{}
+		for i := range n {
+			req.Entries = append(req.Entries, &plusonev1.BatchEntry{Key: fmt.Sprint("views/post:", i), Delta: 1})
+		}
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				var v violations
+				checkBatch(req, DefaultMaxDelta, &v)
+				if v.err() != nil {
+					b.Fatal("invalid")
+				}
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(n), "ns/entry")
+		})
+	}
+}

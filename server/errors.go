@@ -1,0 +1,206 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/protoadapt"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/plusone-dev/plusone/internal/counter"
+)
+
+// errorDomain is the domain of every ErrorInfo.
+const errorDomain = "plusone"
+
+// The reasons of ErrorInfo. They are part of the API.
+const (
+	reasonInvalidRequest   = "INVALID_REQUEST"
+	reasonMinAsOfAhead     = "MIN_AS_OF_AHEAD"
+	reasonRequestIDReused  = "REQUEST_ID_REUSED"
+	reasonRequestIDExpired = "REQUEST_ID_EXPIRED"
+	reasonRequestIDEarly   = "REQUEST_ID_EARLY"
+	reasonTotalOverflow    = "TOTAL_OVERFLOW"
+	reasonOverloaded       = "OVERLOADED"
+	reasonStoreFull        = "STORE_FULL"
+	reasonStoreUnavailable = "STORE_UNAVAILABLE"
+	reasonOutcomeUnknown   = "OUTCOME_UNKNOWN"
+	reasonInternal         = "INTERNAL"
+	reasonCancelled        = "CANCELLED"
+	reasonDeadlineExceeded = "DEADLINE_EXCEEDED"
+)
+
+// The delays that RetryInfo asks for.
+const (
+	retryOverloadedAfter     = 200 * time.Millisecond
+	retryUnavailableAfter    = time.Second
+	retryOutcomeUnknownAfter = 100 * time.Millisecond
+	// A full store empties by flushing, which takes about a window.
+	retryFullAfter = 5 * time.Second
+)
+
+// The statuses that never vary are built once.
+var (
+	statusReused = newStatus(codes.AlreadyExists, reasonRequestIDReused,
+		"the request_id was used before, for something else")
+	statusExpired = newStatus(codes.FailedPrecondition, reasonRequestIDExpired,
+		"the request_id is too old to know whether it was counted")
+	statusEarly = newStatus(codes.InvalidArgument, reasonRequestIDEarly,
+		"request_id: is from more than 30 s in the future",
+		badRequest("request_id", "is from more than 30 s in the future"))
+	statusOverflow = newStatus(codes.OutOfRange, reasonTotalOverflow,
+		"the total would leave the range of int64")
+	statusOverloaded = newStatus(codes.ResourceExhausted, reasonOverloaded,
+		"too much is in flight", retryInfo(retryOverloadedAfter))
+	statusFull = newStatus(codes.ResourceExhausted, reasonStoreFull,
+		"the store is full", retryInfo(retryFullAfter))
+	statusUnavailable = newStatus(codes.Unavailable, reasonStoreUnavailable,
+		"the store cannot be reached", retryInfo(retryUnavailableAfter))
+	statusUnknown = newStatus(codes.Unavailable, reasonOutcomeUnknown,
+		"the change may or may not have been counted; repeat it with the same request_id",
+		retryInfo(retryOutcomeUnknownAfter))
+	// To repeat a change that has no request_id could count it twice, so there is no RetryInfo.
+	statusUnknownForGood = newStatus(codes.Unavailable, reasonOutcomeUnknown,
+		"the change may or may not have been counted; only a change with a request_id can be repeated safely")
+	statusCancelled = newStatus(codes.Canceled, reasonCancelled, "the caller cancelled the call")
+	statusDeadline  = newStatus(codes.DeadlineExceeded, reasonDeadlineExceeded, "the caller's deadline has passed")
+	statusInternal  = newStatus(codes.Internal, reasonInternal, "internal error")
+	statusAhead     = newStatus(codes.InvalidArgument, reasonMinAsOfAhead,
+		"min_as_of: is more than 10 s ahead of the store's clock",
+		badRequest("min_as_of", "is more than 10 s ahead of the store's clock"))
+)
+
+// errMinAsOfAhead refuses a read that would have to wait too long for the store's clock.
+var errMinAsOfAhead = errors.New("min_as_of is too far ahead of the store's clock")
+
+// storeStatuses are the statuses of the errors by which a store refuses.
+var storeStatuses = []struct {
+	err    error
+	status *status.Status
+}{
+	// First, since a change can be in doubt because the store became unavailable half-way.
+	{counter.ErrInDoubt, statusUnknown},
+	{counter.ErrUnavailable, statusUnavailable},
+	{counter.ErrOverloaded, statusOverloaded},
+	{counter.ErrFull, statusFull},
+	{counter.ErrRequestIDReused, statusReused},
+	{counter.ErrRequestIDExpired, statusExpired},
+	{counter.ErrRequestIDEarly, statusEarly},
+	{counter.ErrOverflow, statusOverflow},
+	{errMinAsOfAhead, statusAhead},
+}
+
+// rpcError is a status for the caller with its cause for the log. The cause's text never reaches the
+// caller.
+type rpcError struct {
+	status *status.Status
+	cause  error
+}
+
+func (e *rpcError) Error() string {
+	if e.cause == nil {
+		return e.status.String()
+	}
+	return e.status.String() + ": " + e.cause.Error()
+}
+
+// GRPCStatus is what gRPC sends.
+func (e *rpcError) GRPCStatus() *status.Status { return e.status }
+
+func (e *rpcError) Unwrap() error { return e.cause }
+
+// changeError maps the error of a change. ctx is the caller's, repeatable whether the change carries a
+// claim by which the store knows it again.
+func changeError(ctx context.Context, err error, repeatable bool) error {
+	st := callerStatus(ctx)
+	if st == nil {
+		st = storeStatus(err)
+	}
+	if st == nil && isContextError(err) {
+		// The server cut the store call off, so that it can answer before the caller gives up.
+		st = statusUnknown
+	}
+	if st == nil {
+		st = statusInternal
+	}
+	if st == statusUnknown && !repeatable {
+		st = statusUnknownForGood
+	}
+	return &rpcError{status: st, cause: err}
+}
+
+// readError maps the error of a read. ctx is the caller's.
+func readError(ctx context.Context, err error) error {
+	st := callerStatus(ctx)
+	if st == nil {
+		st = storeStatus(err)
+	}
+	// A read leaves nothing in doubt.
+	if st == nil && isContextError(err) || st == statusUnknown {
+		st = statusUnavailable
+	}
+	if st == nil {
+		st = statusInternal
+	}
+	return &rpcError{status: st, cause: err}
+}
+
+// callerStatus is the status of a call that the caller has ended, else nil.
+func callerStatus(ctx context.Context) *status.Status {
+	switch err := ctx.Err(); {
+	case err == nil:
+		return nil
+	case errors.Is(err, context.DeadlineExceeded):
+		return statusDeadline
+	default:
+		return statusCancelled
+	}
+}
+
+func storeStatus(err error) *status.Status {
+	for i := range storeStatuses {
+		if errors.Is(err, storeStatuses[i].err) {
+			return storeStatuses[i].status
+		}
+	}
+	return nil
+}
+
+func isContextError(err error) bool {
+	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled)
+}
+
+// invalidRequest refuses a request that breaks the contract.
+func invalidRequest(reason string, list []*errdetails.BadRequest_FieldViolation) error {
+	message := list[0].Field + ": " + list[0].Description
+	if len(list) > 1 {
+		message += fmt.Sprintf(" (and %d more)", len(list)-1)
+	}
+	return &rpcError{status: newStatus(codes.InvalidArgument, reason, message,
+		&errdetails.BadRequest{FieldViolations: list})}
+}
+
+func badRequest(field, description string) *errdetails.BadRequest {
+	return &errdetails.BadRequest{FieldViolations: []*errdetails.BadRequest_FieldViolation{
+		{Field: field, Description: description},
+	}}
+}
+
+func retryInfo(after time.Duration) *errdetails.RetryInfo {
+	return &errdetails.RetryInfo{RetryDelay: durationpb.New(after)}
+}
+
+func newStatus(code codes.Code, reason, message string, details ...protoadapt.MessageV1) *status.Status {
+	details = append(details, &errdetails.ErrorInfo{Reason: reason, Domain: errorDomain})
+	st, err := status.New(code, message).WithDetails(details...)
+	if err != nil {
+		// Only a detail that cannot be marshalled gets here: invalid UTF-8, which no text above has.
+		return status.New(code, message)
+	}
+	return st
+}

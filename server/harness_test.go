@@ -1,0 +1,229 @@
+package server
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+
+	plusonev1 "github.com/plusone-dev/plusone/api/plusone/v1"
+	"github.com/plusone-dev/plusone/internal/counter"
+)
+
+// storeTime is the store's clock in tests where it stands still.
+var storeTime = time.Date(2026, 1, 2, 3, 4, 5, 678_000_000, time.UTC)
+
+// scriptedStore does what its functions say and records what it was asked. Without a function it applies
+// every change, and reads every key as the length of its name.
+type scriptedStore struct {
+	apply  func(context.Context, counter.Change) (counter.Receipt, error)
+	counts func(context.Context, []string) []counter.Reading
+
+	mu      sync.Mutex
+	changes []counter.Change
+	reads   [][]string
+}
+
+func (s *scriptedStore) Apply(ctx context.Context, c counter.Change) (counter.Receipt, error) {
+	s.mu.Lock()
+	s.changes = append(s.changes, c)
+	s.mu.Unlock()
+	if s.apply != nil {
+		return s.apply(ctx, c)
+	}
+	return counter.Receipt{Outcome: counter.Applied, AsOf: storeTime}, nil
+}
+
+func (s *scriptedStore) Counts(ctx context.Context, keys []string) []counter.Reading {
+	s.mu.Lock()
+	s.reads = append(s.reads, slices.Clone(keys))
+	s.mu.Unlock()
+	if s.counts != nil {
+		return s.counts(ctx, keys)
+	}
+	return readAll(keys, func(key string) int64 { return int64(len(key)) }, storeTime)
+}
+
+func (s *scriptedStore) lastChange(t *testing.T) counter.Change {
+	t.Helper()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.changes) == 0 {
+		t.Fatal("the store saw no change")
+	}
+	return s.changes[len(s.changes)-1]
+}
+
+func (s *scriptedStore) readCalls() [][]string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.reads)
+}
+
+func readAll(keys []string, value func(string) int64, asOf time.Time) []counter.Reading {
+	readings := make([]counter.Reading, len(keys))
+	for i, key := range keys {
+		readings[i].Count = counter.Count{Key: key, Value: value(key), AsOf: asOf}
+	}
+	return readings
+}
+
+func failAll(keys []string, err error) []counter.Reading {
+	readings := make([]counter.Reading, len(keys))
+	for i := range keys {
+		readings[i].Err = err
+	}
+	return readings
+}
+
+// safeBuffer is a log that may be read while it is written.
+type safeBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (b *safeBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+func (b *safeBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.String()
+}
+
+// running is a server on loopback with a client.
+type running struct {
+	server   *Server
+	client   plusonev1.CounterServiceClient
+	conn     *grpc.ClientConn
+	http     string
+	registry *prometheus.Registry
+	log      *safeBuffer
+	served   chan error
+}
+
+func start(t *testing.T, store Store, config Config) *running {
+	t.Helper()
+	r := &running{registry: prometheus.NewRegistry(), log: &safeBuffer{}, served: make(chan error, 1)}
+	config.Registry = r.registry
+	config.Logger = slog.New(slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	var err error
+	if r.server, err = New(store, config); err != nil {
+		t.Fatal(err)
+	}
+	grpcListener, httpListener := listen(t), listen(t)
+	r.http = "http://" + httpListener.Addr().String()
+	go func() { r.served <- r.server.Serve(grpcListener, httpListener) }()
+	r.conn, err = grpc.NewClient(grpcListener.Addr().String(),
+		grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.client = plusonev1.NewCounterServiceClient(r.conn)
+	t.Cleanup(func() {
+		_ = r.conn.Close()
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		_ = r.server.Shutdown(ctx) // a test that cares looks at it itself
+	})
+	return r
+}
+
+func listen(t *testing.T) net.Listener {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+// newService is a counterService without a network, for tests that need the time to be their own.
+func newService(t testing.TB, store Store, config Config) *counterService {
+	t.Helper()
+	config, err := config.withDefaults()
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := newMetrics()
+	log := &callLog{logger: slog.New(slog.DiscardHandler), metrics: m}
+	cache, err := newCountCache(store, config.CacheBytes, config.RequestTimeout, config.MaxInFlight, m, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cache.close(context.Background()) })
+	return &counterService{store: store, cache: cache, config: config, metrics: m}
+}
+
+func value(t testing.TB, c prometheus.Metric) float64 {
+	t.Helper()
+	var m dto.Metric
+	if err := c.Write(&m); err != nil {
+		t.Fatal(err)
+	}
+	return m.GetCounter().GetValue()
+}
+
+// failure is what the tests look at in an error.
+type failure struct {
+	code   codes.Code
+	reason string
+	fields []string
+	retry  bool
+}
+
+func failureOf(t *testing.T, err error) failure {
+	t.Helper()
+	if err == nil {
+		t.Fatal("the call succeeded")
+	}
+	st, ok := status.FromError(err)
+	if !ok {
+		t.Fatalf("%v is not a status", err)
+	}
+	f := failure{code: st.Code()}
+	for _, d := range st.Details() {
+		switch d := d.(type) {
+		case *errdetails.ErrorInfo:
+			if d.Domain != "plusone" {
+				t.Errorf("domain %q", d.Domain)
+			}
+			f.reason = d.Reason
+		case *errdetails.BadRequest:
+			for _, v := range d.FieldViolations {
+				f.fields = append(f.fields, v.Field)
+			}
+		case *errdetails.RetryInfo:
+			f.retry = d.RetryDelay.AsDuration() > 0
+		default:
+			t.Errorf("unexpected detail %v", d)
+		}
+	}
+	return f
+}
+
+func wantFailure(t *testing.T, err error, want failure) {
+	t.Helper()
+	got := failureOf(t, err)
+	if got.code != want.code || got.reason != want.reason || got.retry != want.retry || !slices.Equal(got.fields, want.fields) {
+		t.Errorf("got %+v (%v)\nwant %+v", got, err, want)
+	}
+}
+
+var errDriver = errors.New("dial tcp 10.1.2.3:6379: password hunter2")

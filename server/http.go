@@ -1,0 +1,69 @@
+package server
+
+import (
+	"context"
+	"log/slog"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// healthTimeout bounds one health check.
+const healthTimeout = 2 * time.Second
+
+const page = `<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<title>plusone</title>
+<h1>plusone</h1>
+<p>A counter service. Its API is gRPC, plusone.v1.CounterService, on another port.</p>
+<ul>
+<li><a href="/healthz">health</a></li>
+<li><a href="/metrics">metrics</a></li>
+</ul>
+</html>
+`
+
+// NewMonitor returns an HTTP server with the endpoints of a Server, for a process that serves no gRPC. It is
+// healthy while it runs; mode is shown by /healthz.
+func NewMonitor(registry *prometheus.Registry, logger *slog.Logger, mode string) *http.Server {
+	return newHTTPServer(registry, logger, mode, func(context.Context) bool { return true })
+}
+
+// newHTTPServer serves metrics, health and a page that says what this is. healthy says whether the server
+// can serve.
+func newHTTPServer(registry *prometheus.Registry, logger *slog.Logger, mode string, healthy func(context.Context) bool) *http.Server {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/html; charset=utf-8")
+		_, _ = w.Write([]byte(page)) // a reader that has gone needs no answer
+	})
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithTimeout(r.Context(), healthTimeout)
+		defer cancel()
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		w.Header().Set("Cache-Control", "no-store")
+		body := strings.TrimSpace("ok "+mode) + "\n"
+		if !healthy(ctx) {
+			w.WriteHeader(http.StatusServiceUnavailable)
+			body = "unavailable\n"
+		}
+		_, _ = w.Write([]byte(body)) // as above
+	})
+	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{
+		MaxRequestsInFlight: 4, // a scrape costs more than a call
+		Timeout:             10 * time.Second,
+	}))
+	return &http.Server{
+		Handler:           mux,
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       10 * time.Second,
+		WriteTimeout:      20 * time.Second,
+		IdleTimeout:       time.Minute,
+		MaxHeaderBytes:    16 << 10,
+		ErrorLog:          slog.NewLogLogger(logger.Handler(), slog.LevelWarn),
+	}
+}

@@ -1,0 +1,63 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"runtime/debug"
+	"sync/atomic"
+
+	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/recovery"
+	"google.golang.org/grpc"
+
+	plusonev1 "github.com/plusone-dev/plusone/api/plusone/v1"
+	"github.com/plusone-dev/plusone/internal/counter"
+)
+
+// interceptors returns the server options that wrap every call, outermost first. Calls that are shed are
+// counted but not logged, as logging them would add to the load.
+func interceptors(m *metrics, in *admission, log *callLog) []grpc.ServerOption {
+	fromPanic := recovery.WithRecoveryHandler(func(p any) error {
+		return &rpcError{status: statusInternal, cause: fmt.Errorf("panic: %v\n%s", p, debug.Stack())}
+	})
+	return []grpc.ServerOption{
+		grpc.ChainUnaryInterceptor(
+			m.calls.UnaryServerInterceptor(), in.unary, log.unary, recovery.UnaryServerInterceptor(fromPanic)),
+		grpc.ChainStreamInterceptor(
+			m.calls.StreamServerInterceptor(), log.stream, recovery.StreamServerInterceptor(fromPanic)),
+	}
+}
+
+// admission bounds the requests that are worked on at once, and their batch entries and keys. Calls of
+// other services, such as health checks, are always let in.
+type admission struct {
+	requests, items       atomic.Int64
+	maxRequests, maxItems int64
+	metrics               *metrics
+}
+
+func (a *admission) unary(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	var items int64
+	switch r := req.(type) {
+	case *plusonev1.IncrementRequest, *plusonev1.GetRequest:
+		items = 1
+	case *plusonev1.BatchIncrementRequest:
+		// What is beyond the limit of a batch is refused by the checks, not here.
+		items = int64(min(len(r.Entries), counter.MaxEntries))
+	case *plusonev1.BatchGetRequest:
+		items = int64(min(len(r.Keys), counter.MaxReadKeys))
+	default:
+		return handler(ctx, req)
+	}
+	// The sums may overshoot for a moment, by requests that are just being refused.
+	defer a.requests.Add(-1)
+	if a.requests.Add(1) > a.maxRequests {
+		a.metrics.shed.WithLabelValues("requests").Inc()
+		return nil, &rpcError{status: statusOverloaded}
+	}
+	defer a.items.Add(-items)
+	if a.items.Add(items) > a.maxItems {
+		a.metrics.shed.WithLabelValues("items").Inc()
+		return nil, &rpcError{status: statusOverloaded}
+	}
+	return handler(ctx, req)
+}

@@ -1,0 +1,198 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"runtime/debug"
+	"time"
+
+	"github.com/plusone-dev/plusone/internal/counter"
+)
+
+// maxRefreshes bounds the loads that run ahead of need. Keys that are not refreshed then are fetched when
+// somebody misses them.
+const maxRefreshes = 64
+
+// load is one call of the store. All who need its keys wait for it, and it has a deadline of its own, so
+// that one caller's haste is not another's failure.
+type load struct {
+	began time.Duration
+	keys  []string
+	// done is closed when results, in the order of keys, may be read.
+	done    chan struct{}
+	results []result
+}
+
+// result is an entry or the error that stands in its place.
+type result struct {
+	entry *entry
+	err   error
+}
+
+// flight is the place of a key in a load.
+type flight struct {
+	load  *load
+	index int
+}
+
+// obtain returns fresh enough entries for distinct keys, in their order, or errors, which include that of
+// ctx. It joins loads that began no longer ago than want.maxAge and starts at most one. If a minAsOf is asked
+// for it joins none, as one that began before the request is likely to be too old.
+//
+// The entries of a load that was started meet maxAge, but their asOf may be before minAsOf.
+func (c *countCache) obtain(ctx context.Context, keys []string, want freshness) []result {
+	results := make([]result, len(keys))
+	flights := make([]flight, len(keys))
+	now := c.now()
+	var own *load
+
+	c.mu.Lock()
+	refusal := c.refusal()
+	for i, key := range keys {
+		if f, ok := c.flights[key]; ok && want.maxAge > 0 && now-f.load.began <= want.maxAge && want.minAsOf.IsZero() {
+			flights[i] = f
+			continue
+		}
+		// A load may have ended since the caller looked.
+		if e := c.lookup(key, want, now); e != nil {
+			results[i].entry = e
+			continue
+		}
+		if refusal != nil {
+			results[i].err = refusal
+			continue
+		}
+		if own == nil {
+			own = &load{began: now, done: make(chan struct{})}
+		}
+		flights[i] = c.enlist(own, key)
+	}
+	if own != nil {
+		c.launch(own, false)
+	}
+	c.mu.Unlock()
+
+	for i, f := range flights {
+		if f.load == nil {
+			continue
+		}
+		select {
+		case <-f.load.done:
+			results[i] = f.load.results[f.index]
+		case <-ctx.Done():
+			results[i].err = ctx.Err()
+		}
+	}
+	return results
+}
+
+// refresh fetches entries again in the background, unless enough of that is under way. Its caller was told
+// to by entry.hit.
+func (c *countCache) refresh(entries ...*entry) {
+	l := &load{began: c.now(), done: make(chan struct{})}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.refreshes >= maxRefreshes || c.refusal() != nil {
+		for _, e := range entries {
+			e.refreshing.Store(false)
+		}
+		return
+	}
+	for _, e := range entries {
+		if _, ok := c.flights[e.count.Key]; !ok {
+			c.enlist(l, e.count.Key)
+		}
+	}
+	if len(l.keys) > 0 {
+		c.metrics.refreshes.Add(float64(len(l.keys)))
+		c.launch(l, true)
+	}
+}
+
+// refusal says why no load can be started, or is nil. The caller holds mu.
+func (c *countCache) refusal() error {
+	switch {
+	case c.closed:
+		return fmt.Errorf("%w: shutting down", counter.ErrUnavailable)
+	case c.loads >= c.maxLoads:
+		return fmt.Errorf("%w: too many reads are under way", counter.ErrOverloaded)
+	}
+	return nil
+}
+
+// enlist adds a key to a load that is not launched yet. The caller holds mu.
+func (c *countCache) enlist(l *load, key string) flight {
+	f := flight{load: l, index: len(l.keys)}
+	l.keys = append(l.keys, key)
+	c.flights[key] = f
+	return f
+}
+
+// launch starts a load. The caller holds mu and has seen no refusal.
+func (c *countCache) launch(l *load, isRefresh bool) {
+	c.loads++
+	if isRefresh {
+		c.refreshes++
+	}
+	c.wg.Go(func() {
+		c.run(l)
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		for _, key := range l.keys {
+			if c.flights[key].load == l {
+				delete(c.flights, key)
+			}
+		}
+		c.loads--
+		if isRefresh {
+			c.refreshes--
+		}
+		close(l.done)
+	})
+}
+
+// run fetches the keys of a load and keeps what it gets.
+func (c *countCache) run(l *load) {
+	ctx, cancel := context.WithTimeout(c.ctx, c.timeout)
+	defer cancel()
+	l.results = make([]result, len(l.keys))
+	readings, err := c.counts(ctx, l.keys)
+	ended := c.now()
+	for i, key := range l.keys {
+		switch {
+		case err != nil:
+			l.results[i].err = err
+		case readings[i].Err != nil:
+			err := readings[i].Err
+			l.results[i].err = err
+			if storeStatus(err) == nil && !isContextError(err) {
+				// A last known value may hide it from the caller and the log of calls.
+				c.log.loadFailed(err)
+			}
+		default:
+			l.results[i].entry = newEntry(key, readings[i].Count, l.began, ended)
+			c.put(l.results[i].entry)
+		}
+		if l.results[i].err != nil {
+			c.metrics.loadErrors.Inc()
+		}
+	}
+	c.metrics.loadSeconds.Observe((ended - l.began).Seconds())
+}
+
+// counts calls the store. A store that panics or answers something else than was asked fails this load and
+// nothing more.
+func (c *countCache) counts(ctx context.Context, keys []string) (readings []counter.Reading, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
+			c.log.loadFailed(err)
+		}
+	}()
+	readings = c.store.Counts(ctx, keys)
+	if len(readings) != len(keys) {
+		err = fmt.Errorf("the store answered %d of %d keys", len(readings), len(keys))
+		c.log.loadFailed(err)
+	}
+	return readings, err
+}

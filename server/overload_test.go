@@ -1,0 +1,136 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+
+	plusonev1 "github.com/plusone-dev/plusone/api/plusone/v1"
+	"github.com/plusone-dev/plusone/internal/counter"
+)
+
+// gatedStore holds every change until the gate is opened, and says when one has arrived.
+func gatedStore() (store *scriptedStore, arrived chan struct{}, gate chan struct{}) {
+	arrived, gate = make(chan struct{}, 1000), make(chan struct{})
+	return &scriptedStore{apply: func(ctx context.Context, _ counter.Change) (counter.Receipt, error) {
+		arrived <- struct{}{}
+		select {
+		case <-gate:
+			return counter.Receipt{Outcome: counter.Applied, AsOf: storeTime}, nil
+		case <-ctx.Done():
+			return counter.Receipt{}, ctx.Err()
+		}
+	}}, arrived, gate
+}
+
+func TestRequestsInFlightAreBounded(t *testing.T) {
+	t.Parallel()
+	store, arrived, gate := gatedStore()
+	r := start(t, store, Config{MaxInFlight: 3, RequestTimeout: time.Minute})
+	var wg sync.WaitGroup
+	for range 3 {
+		wg.Go(func() {
+			if _, err := r.client.Increment(t.Context(), &plusonev1.IncrementRequest{Key: "k"}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	for range 3 {
+		<-arrived
+	}
+	shed := failure{code: codes.ResourceExhausted, reason: "OVERLOADED", retry: true}
+	_, err := r.client.Increment(t.Context(), &plusonev1.IncrementRequest{Key: "k"})
+	wantFailure(t, err, shed)
+	_, err = r.client.Get(t.Context(), &plusonev1.GetRequest{Key: "k"})
+	wantFailure(t, err, shed)
+	if _, err := healthpb.NewHealthClient(r.conn).Check(t.Context(), &healthpb.HealthCheckRequest{}); err != nil {
+		t.Errorf("a health check was refused: %v", err)
+	}
+	if n := value(t, r.server.cache.metrics.shed.WithLabelValues("requests")); n != 2 {
+		t.Errorf("%v refusals counted", n)
+	}
+	close(gate)
+	wg.Wait()
+	for range 5 { // what was refused has left nothing behind
+		if _, err := r.client.Increment(t.Context(), &plusonev1.IncrementRequest{Key: "k"}); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestItemsInFlightAreBounded(t *testing.T) {
+	t.Parallel()
+	store, arrived, gate := gatedStore()
+	r := start(t, store, Config{MaxInFlightItems: counter.MaxEntries, RequestTimeout: time.Minute})
+	batch := func(n int) *plusonev1.BatchIncrementRequest {
+		req := &plusonev1.BatchIncrementRequest{}
+		for i := range n {
+			req.Entries = append(req.Entries, &plusonev1.BatchEntry{Key: fmt.Sprint(i), Delta: 1})
+		}
+		return req
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if _, err := r.client.BatchIncrement(t.Context(), batch(counter.MaxEntries-5)); err != nil {
+			t.Error(err)
+		}
+	})
+	<-arrived
+	_, err := r.client.BatchIncrement(t.Context(), batch(6))
+	wantFailure(t, err, failure{code: codes.ResourceExhausted, reason: "OVERLOADED", retry: true})
+	if _, err := r.client.Get(t.Context(), &plusonev1.GetRequest{Key: "k"}); err != nil {
+		t.Errorf("a small request: %v", err)
+	}
+	if n := value(t, r.server.cache.metrics.shed.WithLabelValues("items")); n != 1 {
+		t.Errorf("%v refusals counted", n)
+	}
+	close(gate)
+	wg.Wait()
+	// A batch that is too large is invalid, which no waiting cures.
+	_, err = r.client.BatchIncrement(t.Context(), batch(counter.MaxEntries+1))
+	wantFailure(t, err, failure{code: codes.InvalidArgument, reason: "INVALID_REQUEST", fields: []string{"entries"}})
+	if _, err := r.client.BatchIncrement(t.Context(), batch(counter.MaxEntries)); err != nil {
+		t.Errorf("the largest batch alone: %v", err)
+	}
+}
+
+func TestPanicIsInternal(t *testing.T) {
+	t.Parallel()
+	r := start(t, &scriptedStore{apply: func(context.Context, counter.Change) (counter.Receipt, error) {
+		panic("hunter2")
+	}}, Config{})
+	_, err := r.client.Increment(t.Context(), &plusonev1.IncrementRequest{Key: "k"})
+	wantFailure(t, err, failure{code: codes.Internal, reason: "INTERNAL"})
+	if strings.Contains(err.Error(), "hunter2") {
+		t.Errorf("the panic reached the caller: %v", err)
+	}
+	if log := r.log.String(); !strings.Contains(log, "hunter2") || !strings.Contains(log, "overload_test.go") {
+		t.Errorf("the log lacks the panic or its stack:\n%s", log)
+	}
+}
+
+func TestLogIsBounded(t *testing.T) {
+	t.Parallel()
+	var l lineLimit
+	now := storeTime
+	for i := range 100 {
+		if _, ok := l.take(now); ok != (i < maxLinesPerSecond) {
+			t.Fatalf("line %d: %v", i, ok)
+		}
+	}
+	if _, ok := l.take(now.Add(time.Second - 1)); ok {
+		t.Error("a line too early")
+	}
+	if suppressed, ok := l.take(now.Add(time.Second)); !ok || suppressed != 91 {
+		t.Errorf("got %d, %v", suppressed, ok)
+	}
+	if suppressed, ok := l.take(now.Add(time.Second)); !ok || suppressed != 0 {
+		t.Errorf("got %d, %v", suppressed, ok)
+	}
+}

@@ -1,0 +1,202 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/reflection"
+
+	plusonev1 "github.com/plusone-dev/plusone/api/plusone/v1"
+	"github.com/plusone-dev/plusone/internal/counter"
+)
+
+const (
+	// maxEntryBytes is a BatchEntry on the wire: tag and length of the entry (3), of its key (3), the key,
+	// and the tag (1) and varint (10) of its delta.
+	maxEntryBytes = 3 + 3 + counter.MaxKeyBytes + 1 + 10
+	// maxMessageBytes is the largest legal request, and room for fields that a newer client may send.
+	maxMessageBytes = counter.MaxEntries*maxEntryBytes + 3 + counter.MaxRequestIDBytes + 4<<10
+
+	// maxStreams bounds the concurrent calls of one connection. A client waits for its turn beyond that.
+	maxStreams = 1_000
+	// streamWorkers keep the stacks that calls have grown, instead of growing a new one for every call.
+	streamWorkers = 16
+	// maxHeaderBytes is ample for a bearer token.
+	maxHeaderBytes = 64 << 10
+)
+
+// Server serves the gRPC API and the HTTP endpoints.
+type Server struct {
+	grpc   *grpc.Server
+	http   *http.Server
+	health *health.Server
+	cache  *countCache
+	log    *callLog
+
+	serving  atomic.Bool
+	started  atomic.Bool
+	stopping atomic.Bool
+
+	shutdown    sync.Once
+	shutdownErr error
+}
+
+// New assembles a server. It fails if the configuration is invalid or the registry already has a server's
+// metrics. A server must be ended by Shutdown, even if it is never served.
+func New(store Store, config Config) (*Server, error) {
+	config, err := config.withDefaults()
+	if err != nil {
+		return nil, fmt.Errorf("server config: %w", err)
+	}
+	m := newMetrics()
+	in := &admission{maxRequests: int64(config.MaxInFlight), maxItems: int64(config.MaxInFlightItems), metrics: m}
+	log := &callLog{logger: config.Logger, metrics: m}
+	cache, err := newCountCache(store, config.CacheBytes, config.RequestTimeout, config.MaxInFlight, m, log)
+	if err != nil {
+		return nil, fmt.Errorf("count cache: %w", err)
+	}
+	if err := m.register(config.Registry, cache, in); err != nil {
+		return nil, fmt.Errorf("register metrics: %w", err)
+	}
+
+	s := &Server{health: health.NewServer(), cache: cache, log: log}
+	s.grpc = grpc.NewServer(append(interceptors(m, in, log), limits()...)...)
+	plusonev1.RegisterCounterServiceServer(s.grpc, &counterService{
+		store: store, cache: cache, config: config, metrics: m,
+	})
+	healthpb.RegisterHealthServer(s.grpc, s.health)
+	reflection.Register(s.grpc)
+	m.calls.InitializeMetrics(s.grpc)
+	s.SetNotServing()
+
+	s.http = newHTTPServer(config.Registry, config.Logger, config.Mode, func(ctx context.Context) bool {
+		if !s.serving.Load() || s.stopping.Load() {
+			return false
+		}
+		err := config.Healthy(ctx)
+		if err != nil {
+			log.unhealthy(ctx, err)
+		}
+		return err == nil
+	})
+	return s, nil
+}
+
+// limits are the bounds on what a connection may cost.
+func limits() []grpc.ServerOption {
+	return []grpc.ServerOption{
+		grpc.NumStreamWorkers(streamWorkers),
+		grpc.MaxRecvMsgSize(maxMessageBytes),
+		grpc.MaxConcurrentStreams(maxStreams),
+		grpc.MaxHeaderListSize(maxHeaderBytes),
+		grpc.ConnectionTimeout(20 * time.Second),
+		// Clients behind proxies that drop idle connections ping, but not more often than this.
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
+		// Connections whose client has vanished are noticed and closed.
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 20 * time.Second}),
+		// After a stop no handler uses the store any more, so it can be closed.
+		grpc.WaitForHandlers(true),
+	}
+}
+
+// Serve serves both listeners, which it closes, until Shutdown or until one of them fails. It reports the
+// server healthy. It returns nil after Shutdown, and may be called once.
+func (s *Server) Serve(grpcListener, httpListener net.Listener) error {
+	if s.started.Swap(true) {
+		return errors.New("server was started before")
+	}
+	s.SetServing()
+	grpcDone, httpDone := make(chan error, 1), make(chan error, 1)
+	go func() { grpcDone <- s.grpc.Serve(grpcListener) }()
+	go func() { httpDone <- s.http.Serve(httpListener) }()
+
+	var grpcErr, httpErr error
+	select {
+	case grpcErr = <-grpcDone:
+		if !s.stopping.Load() {
+			_ = s.http.Close() // the error that counts is the one that ended gRPC
+		}
+		httpErr = <-httpDone
+	case httpErr = <-httpDone:
+		if !s.stopping.Load() {
+			s.SetNotServing()
+			s.grpc.Stop()
+		}
+		grpcErr = <-grpcDone
+	}
+	s.SetNotServing()
+	if s.stopping.Load() {
+		return nil
+	}
+	if errors.Is(httpErr, http.ErrServerClosed) {
+		httpErr = nil
+	}
+	return errors.Join(wrap("serve gRPC", grpcErr), wrap("serve HTTP", httpErr))
+}
+
+// SetServing reports the server healthy, to gRPC health checks and /healthz. It does nothing after Shutdown.
+func (s *Server) SetServing() { s.setServing(true) }
+
+// SetNotServing reports the server unhealthy, to gRPC health checks and /healthz. Calls are still answered.
+func (s *Server) SetNotServing() { s.setServing(false) }
+
+func (s *Server) setServing(serving bool) {
+	s.serving.Store(serving)
+	st := healthpb.HealthCheckResponse_NOT_SERVING
+	if serving {
+		st = healthpb.HealthCheckResponse_SERVING
+	}
+	s.health.SetServingStatus("", st)
+	s.health.SetServingStatus(plusonev1.CounterService_ServiceDesc.ServiceName, st)
+}
+
+// Shutdown reports the server unhealthy, lets the calls that are under way finish, and cuts off those that
+// have not when ctx ends, which is then the error. When it returns, the store is no longer used. It may be
+// called before Serve, concurrently and repeatedly: every call waits for the first and returns its error.
+func (s *Server) Shutdown(ctx context.Context) error {
+	s.shutdown.Do(func() { s.shutdownErr = s.stop(ctx) })
+	return s.shutdownErr
+}
+
+func (s *Server) stop(ctx context.Context) error {
+	s.stopping.Store(true)
+	s.health.Shutdown() // not serving, from now on
+
+	drained := make(chan struct{})
+	go func() {
+		s.grpc.GracefulStop()
+		close(drained)
+	}()
+	var grpcErr error
+	select {
+	case <-drained:
+	case <-ctx.Done():
+		grpcErr = ctx.Err()
+		s.grpc.Stop()
+		<-drained
+	}
+	cacheErr := s.cache.close(ctx)
+	// HTTP goes last: /healthz tells load balancers all along that the server goes away.
+	httpErr := s.http.Shutdown(ctx)
+	if httpErr != nil {
+		httpErr = errors.Join(httpErr, s.http.Close())
+	}
+	return errors.Join(wrap("stop gRPC", grpcErr), wrap("stop reads", cacheErr), wrap("stop HTTP", httpErr))
+}
+
+func wrap(what string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s: %w", what, err)
+}

@@ -1,0 +1,407 @@
+package shard_test
+
+import (
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/plusone-dev/plusone/flush"
+	"github.com/plusone-dev/plusone/internal/counter"
+	"github.com/plusone-dev/plusone/internal/storetest"
+	"github.com/plusone-dev/plusone/shard"
+)
+
+var (
+	modelSeed = flag.Uint64("model.seed", 0, "run the model test with this seed alone")
+	modelRuns = flag.Int("model.runs", 300, "seeds for each variant of the model test on the twin; a tenth of it on real servers")
+)
+
+const (
+	modelWindow = 5 * time.Second
+	modelDedupe = 60 * time.Second
+)
+
+// modelRedis is a Redis of one shard whose clock and past the model controls.
+type modelRedis interface {
+	// Scripts opens the scripts for one more process.
+	Scripts() shard.Scripts
+	Micros() int64
+	Advance(d time.Duration)
+	// Snapshot returns a function that takes everything but the clock back to this moment.
+	Snapshot() (restore func())
+	// Evict drops the cached bases of a key.
+	Evict(key string)
+	FlushAll()
+	// Windows are the ids of all windows.
+	Windows() []int64
+}
+
+// modelLedger is a ledger whose totals the model can look at.
+type modelLedger interface {
+	flush.WindowLedger
+	Totals() map[string]int64
+}
+
+// operation is one change as its caller sees it. It also adds 1 to a key of its own, in the same batch: the
+// ledger's total of that key says how often the operation was counted.
+type operation struct {
+	n     int
+	key   string
+	delta int64
+	id    string
+	acked bool
+	done  bool // acknowledged or refused: not sent again but to see that it is known
+}
+
+func (o *operation) own() string { return fmt.Sprint("op/", o.n) }
+
+func (o *operation) change() counter.Change {
+	return counter.Change{
+		Entries:   []counter.Entry{{Key: o.key, Delta: o.delta}, {Key: o.own(), Delta: 1}},
+		RequestID: counter.ParseRequestID(o.id),
+	}
+}
+
+// world runs two flush workers, two servers and some readers in steps: each script and each transaction is
+// one step, between two of which anyone may run, be killed, fail, lose an answer or repeat itself.
+//
+// The invariants, over all operations:
+//
+//	R  while Redis does not go back in time, a read lies between what was acknowledged before it began and
+//	   what had been issued when it ended;
+//	F  while Redis does not go back in time, the drained ledger holds each acknowledged operation once, and
+//	   each other at most once;
+//	B  however Redis goes back in time, the ledger holds no operation twice and lacks no acknowledged one
+//	   but those that Redis itself lost, and fresh reads equal it after the drain.
+type world struct {
+	t        *testing.T
+	rnd      *rand.Rand
+	redis    modelRedis
+	ledger   modelLedger
+	rollback bool
+
+	workers []*actor
+	readers []*reading
+	servers []*shard.Store
+	ops     []*operation
+	issued  map[string]int64
+	acked   map[string]int64
+	lost    map[int]bool // operations that Redis lost before the ledger had them
+	past    []func()
+	// epoch counts the rollbacks, and noticed is the last before which a worker has begun a round that it
+	// finished. A retry in between is the documented exception of promise 4.
+	epoch, noticed int
+}
+
+type reading struct {
+	*actor
+	key string
+	low int64
+	got counter.Reading
+}
+
+func newWorld(t *testing.T, seed uint64, redis modelRedis, ledger modelLedger, rollback bool) *world {
+	w := &world{
+		t: t, rnd: rand.New(rand.NewPCG(seed, 0)), redis: redis, ledger: ledger, rollback: rollback,
+		issued: map[string]int64{}, acked: map[string]int64{}, lost: map[int]bool{},
+	}
+	for range 2 {
+		w.workers = append(w.workers, w.newWorker())
+		w.servers = append(w.servers, w.newServer())
+	}
+	return w
+}
+
+func newModelStore(scripts shard.Scripts, ledger shard.BaseLoader) *shard.Store {
+	return shard.New(scripts, ledger, shard.Config{
+		Shards: 1, Dedupe: modelDedupe, BaseTTL: time.Hour, MissingTTL: time.Hour,
+		Metrics: shard.NewMetrics(prometheus.NewRegistry()), Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
+	})
+}
+
+func newModelWorker(scripts shard.Scripts, ledger flush.WindowLedger) *flush.Worker {
+	return flush.NewWorker(scripts, ledger, flush.WorkerConfig{
+		Shards: 1, Interval: time.Hour, Concurrency: 1, StepTimeout: time.Minute,
+		Registerer: prometheus.NewRegistry(), Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
+	})
+}
+
+func (w *world) newServer() *shard.Store {
+	return newModelStore(&flakyScripts{Scripts: w.redis.Scripts(), rnd: rand.New(rand.NewPCG(w.rnd.Uint64(), 1))}, w.ledger)
+}
+
+func (w *world) newWorker() *actor {
+	return newActor(func(a *actor) {
+		worker := newModelWorker(&steppedScripts{w.redis.Scripts(), a}, &steppedLedger{w.ledger, a})
+		for a.ctx.Err() == nil {
+			epoch := w.epoch
+			if err := worker.Round(a.ctx, 0); err == nil {
+				w.noticed = max(w.noticed, epoch)
+			}
+		}
+	})
+}
+
+func (w *world) newReading() *reading {
+	key := w.anyKey()
+	r := &reading{key: key, low: w.acked[key]}
+	r.actor = newActor(func(a *actor) {
+		store := newModelStore(&steppedScripts{w.redis.Scripts(), a}, &steppedLedger{w.ledger, a})
+		r.got = store.Counts(a.ctx, []string{key})[0]
+		_ = store.Close(a.ctx)
+	})
+	return r
+}
+
+func (w *world) anyKey() string { return []string{"a", "b", "c"}[w.rnd.IntN(3)] }
+
+func (w *world) failf(format string, args ...any) {
+	w.t.Helper()
+	w.close()
+	w.t.Fatalf(format, args...)
+}
+
+func (w *world) close() {
+	for _, a := range w.workers {
+		a.kill()
+	}
+	for _, r := range w.readers {
+		r.kill()
+	}
+	for _, s := range w.servers {
+		_ = s.Close(w.t.Context())
+	}
+	w.workers, w.readers, w.servers = nil, nil, nil
+}
+
+// run takes random steps, drains, and checks.
+func (w *world) run() {
+	w.t.Helper()
+	for range 100 + w.rnd.IntN(500) {
+		w.step()
+	}
+	w.drain()
+	w.check()
+	w.close()
+}
+
+func (w *world) step() {
+	switch x := w.rnd.Float64(); {
+	case x < .20:
+		w.issue()
+	case x < .25:
+		w.retry()
+	case x < .36:
+		w.redis.Advance(time.Duration(w.rnd.IntN(3000)) * time.Millisecond)
+	case x < .72:
+		w.workers[w.rnd.IntN(2)].advance(w.fault())
+	case x < .74:
+		i := w.rnd.IntN(2)
+		w.workers[i].kill()
+		w.workers[i] = w.newWorker()
+	case x < .75:
+		i := w.rnd.IntN(2)
+		_ = w.servers[i].Close(w.t.Context())
+		w.servers[i] = w.newServer()
+	case x < .77:
+		w.redis.Evict(w.anyKey())
+	case x < .82:
+		w.readers = append(w.readers, w.newReading())
+	case x < .98:
+		w.read()
+	case w.rollback:
+		w.goBack()
+	}
+}
+
+// fault chooses what happens to a step.
+func (w *world) fault() fault {
+	switch w.rnd.IntN(40) {
+	case 0:
+		return fails
+	case 1:
+		return losesAnswer
+	case 2:
+		return repeats
+	default:
+		return happens
+	}
+}
+
+func (w *world) issue() {
+	o := &operation{n: len(w.ops), key: w.anyKey(), delta: []int64{1, 1, 2, 5}[w.rnd.IntN(4)]}
+	now := time.UnixMicro(w.redis.Micros())
+	switch w.rnd.IntN(4) {
+	case 0:
+		o.id = fmt.Sprint("opaque-", o.n)
+	case 1:
+		if !w.rollback { // an id is judged by its own time, so one from the future outlives a rollback
+			now = now.Add(time.Duration(w.rnd.IntN(20_000)) * time.Millisecond)
+		}
+		fallthrough
+	default:
+		o.id = storetest.NewID(now)
+	}
+	w.ops = append(w.ops, o)
+	w.issued[o.key] += o.delta
+	w.send(o)
+}
+
+// retry sends an earlier operation again, be it in doubt or answered.
+func (w *world) retry() {
+	if len(w.ops) == 0 || w.noticed < w.epoch {
+		return
+	}
+	o := w.ops[w.rnd.IntN(len(w.ops))]
+	made, timed := o.change().RequestID.Time()
+	if !timed && o.done || timed && o.done && w.redis.Micros()/1000-made > 2*modelDedupe.Milliseconds() {
+		return // an id without a time is forgotten after the dedupe window
+	}
+	w.send(o)
+}
+
+func (w *world) send(o *operation) {
+	r, err := w.servers[w.rnd.IntN(2)].Apply(w.t.Context(), o.change())
+	if w.rnd.IntN(8) == 0 {
+		return // the caller never hears of it
+	}
+	switch {
+	case err != nil:
+		o.done = true
+	case o.acked && r.Outcome != counter.Duplicate && !w.rollback:
+		w.failf("operation %d was acknowledged and is counted again: %v", o.n, r.Outcome)
+	case !o.acked:
+		o.acked, o.done = true, true
+		w.acked[o.key] += o.delta
+	}
+}
+
+// read advances a reader and judges what it read.
+func (w *world) read() {
+	if len(w.readers) == 0 {
+		return
+	}
+	i := w.rnd.IntN(len(w.readers))
+	r := w.readers[i]
+	if !r.advance(w.fault()) {
+		return
+	}
+	w.readers = slices.Delete(w.readers, i, i+1)
+	if high := w.issued[r.key]; r.got.Err == nil && !w.rollback && (r.got.Value < r.low || r.got.Value > high) {
+		w.failf("R: read %d of %s, where %d was acknowledged before and %d issued after", r.got.Value, r.key, r.low, high)
+	}
+}
+
+func (w *world) goBack() {
+	if len(w.past) == 0 || w.rnd.IntN(2) == 0 {
+		w.past = append(w.past, w.redis.Snapshot())
+		return
+	}
+	before := w.pending()
+	if w.rnd.IntN(4) == 0 {
+		w.redis.FlushAll()
+	} else {
+		w.past[w.rnd.IntN(len(w.past))]()
+	}
+	after, ledger := w.pending(), w.ledger.Totals()
+	for n := range before {
+		if !after[n] && ledger[w.ops[n].own()] == 0 {
+			w.lost[n] = true
+		}
+	}
+	w.epoch++
+}
+
+// pending are the operations that Redis holds in windows.
+func (w *world) pending() map[int]bool {
+	ops := map[int]bool{}
+	scripts := w.redis.Scripts()
+	for _, id := range w.redis.Windows() {
+		for cursor := uint64(0); ; {
+			next, deltas, _, err := scripts.Scan(w.t.Context(), 0, id, cursor)
+			if err != nil {
+				w.failf("scan: %v", err)
+			}
+			for key := range deltas {
+				var n int
+				if _, err := fmt.Sscanf(key, "op/%d", &n); err == nil {
+					ops[n] = true
+				}
+			}
+			if cursor = next; cursor == 0 {
+				break
+			}
+		}
+	}
+	return ops
+}
+
+func (w *world) drain() {
+	for _, a := range w.workers {
+		a.kill()
+	}
+	w.workers = nil
+	worker := newModelWorker(w.redis.Scripts(), w.ledger)
+	for range 4 {
+		w.redis.Advance(2 * modelWindow)
+		if err := worker.Round(w.t.Context(), 0); err != nil {
+			w.failf("drain: %v", err)
+		}
+	}
+	if left := w.redis.Windows(); len(left) > 0 {
+		w.failf("windows %v are left", left)
+	}
+}
+
+func (w *world) check() {
+	totals := w.ledger.Totals()
+	want := map[string]int64{}
+	for _, o := range w.ops {
+		n := totals[o.own()]
+		want[o.key] += n * o.delta
+		switch {
+		case n > 1:
+			w.failf("operation %d was counted %d times", o.n, n)
+		case n == 0 && o.acked && !w.lost[o.n]:
+			w.failf("operation %d was acknowledged and is not counted", o.n)
+		}
+	}
+	store := newModelStore(w.redis.Scripts(), w.ledger)
+	defer store.Close(w.t.Context()) //nolint:errcheck // a test's store
+	for _, key := range []string{"a", "b", "c"} {
+		if totals[key] != want[key] {
+			w.failf("the ledger holds %d of %s, the operations counted make %d", totals[key], key, want[key])
+		}
+		if got := store.Counts(w.t.Context(), []string{key})[0]; got.Err != nil || got.Value != totals[key] {
+			w.failf("a fresh read of %s is %d, %v; the ledger holds %d", key, got.Value, got.Err, totals[key])
+		}
+	}
+}
+
+// exerciseModel runs worlds of one variant, each from a seed of its own.
+func exerciseModel(t *testing.T, runs int, rollback bool, open func(t *testing.T) (modelRedis, modelLedger)) {
+	seeds := make([]uint64, runs)
+	for i := range seeds {
+		seeds[i] = rand.Uint64()
+	}
+	if *modelSeed != 0 {
+		seeds = []uint64{*modelSeed}
+	}
+	for _, seed := range seeds {
+		redis, ledger := open(t)
+		t.Cleanup(func() {
+			if t.Failed() {
+				t.Logf("repeat with: -run '%s' -model.seed %d", t.Name(), seed)
+			}
+		})
+		newWorld(t, seed, redis, ledger, rollback).run()
+	}
+}
+

@@ -1,0 +1,309 @@
+package shard_test
+
+import (
+	"context"
+	"fmt"
+	"reflect"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/redis/rueidis"
+
+	"github.com/plusone-dev/plusone/internal/counter"
+	"github.com/plusone-dev/plusone/internal/redistest"
+	"github.com/plusone-dev/plusone/internal/twin"
+	"github.com/plusone-dev/plusone/shard"
+)
+
+// scriptConfig is what the scripts are tested with. The clock of the tests stands still until it is set.
+var scriptConfig = shard.RedisConfig{Shards: 4, Window: 5 * time.Second, Dedupe: 5 * time.Minute, MaxSpread: 3}
+
+const (
+	windowMS = 5_000
+	dedupeMS = 300_000
+	earlyMS  = 30_000
+	// opaqueMS is the length of the buckets of request ids without a time.
+	opaqueMS = dedupeMS + earlyMS
+	// epochMS is when tests begin: the start of an opaque bucket, and so of a minute's bucket too.
+	epochMS = 1_700_000_000_000 / opaqueMS * opaqueMS
+	hour    = time.Hour
+)
+
+// exercises are the rules of the protocol, as any shard.Scripts must keep them.
+var exercises = map[string]func(t *testing.T, f *fixture){}
+
+// exercise adds cases; they are grouped by file.
+func exercise(cases map[string]func(t *testing.T, f *fixture)) struct{} {
+	for name, run := range cases {
+		if exercises[name] != nil {
+			panic("two cases are named " + name)
+		}
+		exercises[name] = run
+	}
+	return struct{}{}
+}
+
+func TestScripts(t *testing.T) {
+	t.Parallel()
+	for name, open := range map[string]func(testing.TB) *fixture{"redis": openRedis, "twin": openTwin} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := open(t)
+			for name, run := range exercises {
+				t.Run(name, func(t *testing.T) {
+					f.flushAll(t)
+					f.set(t, epochMS)
+					run(t, f)
+				})
+			}
+		})
+	}
+}
+
+// fixture is scripts with a clock that the test sets, and what a test does to a Redis behind their back.
+type fixture struct {
+	shard.Scripts
+	now     int64 // ms
+	batches int
+
+	setClock func(t testing.TB, micros int64)
+	flushAll func(t testing.TB)
+	// evict deletes the bases of a key.
+	evict func(t testing.TB, key string)
+	// snapshot copies all data and returns what brings them back. The clock goes on.
+	snapshot func(t testing.TB) (restore func(t testing.TB))
+}
+
+func openTwin(testing.TB) *fixture {
+	var micros int64
+	r := twin.New(scriptConfig, func() int64 { return micros })
+	return &fixture{
+		Scripts:  r,
+		setClock: func(_ testing.TB, now int64) { micros = now },
+		flushAll: func(testing.TB) { r.FlushAll() },
+		evict:    func(_ testing.TB, key string) { r.Evict(key) },
+		snapshot: func(testing.TB) func(testing.TB) {
+			s := r.Snapshot()
+			return func(testing.TB) { r.Restore(s) }
+		},
+	}
+}
+
+const clockKey = "test:clock"
+
+func openRedis(t testing.TB) *fixture {
+	t.Helper()
+	client := newClient(t, redistest.Start(t))
+	r, err := shard.NewClockedRedis(client, scriptConfig, clockKey)
+	must(t, err)
+	f := &fixture{Scripts: r}
+	f.setClock = func(t testing.TB, micros int64) { do(t, client, "SET", clockKey, strconv.FormatInt(micros, 10)) }
+	f.flushAll = func(t testing.TB) {
+		do(t, client, "FLUSHALL")
+		f.setClock(t, f.now*1000)
+	}
+	f.evict = func(t testing.TB, key string) {
+		for _, name := range keys(t, client) {
+			if _, rest, ok := strings.Cut(name, ":base:"); ok {
+				if _, base, _ := strings.Cut(rest, ":"); base == key {
+					do(t, client, "DEL", name)
+				}
+			}
+		}
+	}
+	f.snapshot = func(t testing.TB) func(testing.TB) {
+		type value struct{ name, ttl, data string }
+		var values []value
+		for _, name := range keys(t, client) {
+			ttl, err := do(t, client, "PTTL", name).AsInt64()
+			must(t, err)
+			data, err := do(t, client, "DUMP", name).ToString()
+			must(t, err)
+			values = append(values, value{name, strconv.FormatInt(max(ttl, 0), 10), data})
+		}
+		return func(t testing.TB) {
+			f.flushAll(t)
+			for _, v := range values {
+				if v.name != clockKey {
+					do(t, client, "RESTORE", v.name, v.ttl, v.data)
+				}
+			}
+		}
+	}
+	return f
+}
+
+func newClient(t testing.TB, server *redistest.Server) rueidis.Client {
+	t.Helper()
+	client, err := rueidis.NewClient(rueidis.ClientOption{InitAddress: []string{server.Addr}, ForceSingleClient: true, DisableCache: true})
+	must(t, err)
+	t.Cleanup(client.Close)
+	return client
+}
+
+func do(t testing.TB, client rueidis.Client, args ...string) rueidis.RedisResult {
+	t.Helper()
+	result := client.Do(context.Background(), client.B().Arbitrary(args...).Build())
+	must(t, result.Error())
+	return result
+}
+
+func keys(t testing.TB, client rueidis.Client) []string {
+	t.Helper()
+	names, err := do(t, client, "KEYS", "*").AsStrSlice()
+	must(t, err)
+	return names
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func equal[T any](t testing.TB, what string, got, want T) {
+	t.Helper()
+	if !reflect.DeepEqual(got, want) {
+		t.Fatalf("%s: got %+v, want %+v", what, got, want)
+	}
+}
+
+// set sets the clock, in ms.
+func (f *fixture) set(t testing.TB, ms int64) {
+	t.Helper()
+	f.now = ms
+	f.setClock(t, ms*1000)
+}
+
+func (f *fixture) advance(t testing.TB, ms int64) {
+	t.Helper()
+	f.set(t, f.now+ms)
+}
+
+// batch returns a batch of its own, made now.
+func (f *fixture) batch(parts ...shard.ShardWrite) *shard.WriteBatch {
+	f.batches++
+	return &shard.WriteBatch{ID: fmt.Sprintf("batch-%d", f.batches), Made: f.now, Shards: parts}
+}
+
+func (f *fixture) write(t testing.TB, b *shard.WriteBatch) shard.WriteReply {
+	t.Helper()
+	reply, err := f.Write(t.Context(), b)
+	must(t, err)
+	equal(t, "time of the answer", reply.Micros, f.now*1000)
+	reply.Micros = 0
+	return reply
+}
+
+// add writes deltas that must be applied.
+func (f *fixture) add(t testing.TB, n int, entries ...counter.Entry) {
+	t.Helper()
+	f.applied(t, f.batch(shard.ShardWrite{Shard: n, Entries: entries}))
+}
+
+func (f *fixture) applied(t testing.TB, b *shard.WriteBatch) {
+	t.Helper()
+	equal(t, "answer", f.write(t, b), shard.WriteReply{Status: shard.WriteApplied})
+}
+
+// refused writes a batch that must be refused for the reasons given, and changes nothing.
+func (f *fixture) refused(t testing.TB, b *shard.WriteBatch, want shard.WriteReply) {
+	t.Helper()
+	want.Status = shard.WriteRefused
+	equal(t, "answer", f.write(t, b), want)
+}
+
+func (f *fixture) late(t testing.TB, b *shard.WriteBatch) {
+	t.Helper()
+	equal(t, "answer", f.write(t, b), shard.WriteReply{Status: shard.WriteLate})
+}
+
+func (f *fixture) load(t testing.TB, n int, watermark int64, bases ...shard.Base) bool {
+	t.Helper()
+	for i := range bases {
+		if bases[i].TTL == 0 {
+			bases[i].TTL = hour
+		}
+	}
+	ok, err := f.Load(t.Context(), n, watermark, bases)
+	must(t, err)
+	return ok
+}
+
+// reads checks what a shard holds of a key.
+func (f *fixture) reads(t testing.TB, n int, key string, want shard.KeyValue) {
+	t.Helper()
+	replies, err := f.Read(t.Context(), []shard.KeyGroup{{Shard: n, Keys: []string{key}}})
+	must(t, err)
+	equal(t, "shard's part of "+key, replies, []shard.ReadReply{{Micros: f.now * 1000, Values: []shard.KeyValue{want}}})
+}
+
+// pending checks the sum of pending deltas of a key whose base is not cached.
+func (f *fixture) pending(t testing.TB, n int, key string, want int64) {
+	t.Helper()
+	f.reads(t, n, key, shard.KeyValue{Value: want})
+}
+
+// cached checks base plus pending deltas of a key.
+func (f *fixture) cached(t testing.TB, n int, key string, want int64) {
+	t.Helper()
+	f.reads(t, n, key, shard.KeyValue{Value: want, Cached: true})
+}
+
+func (f *fixture) seal(t testing.TB, n int, watermark int64, gen string, want shard.SealReply) {
+	t.Helper()
+	got, err := f.Seal(t.Context(), n, watermark, gen)
+	must(t, err)
+	want.Time = f.now
+	if len(got.Sealed) == 0 {
+		got.Sealed = nil
+	}
+	equal(t, "seal", got, want)
+}
+
+func (f *fixture) scan(t testing.TB, n int, window int64) (deltas, markers map[string]int64) {
+	t.Helper()
+	deltas, markers = map[string]int64{}, map[string]int64{}
+	for cursor := uint64(0); ; {
+		next, d, m, err := f.Scan(t.Context(), n, window, cursor)
+		must(t, err)
+		for key, v := range d {
+			deltas[key] = v
+		}
+		for key, v := range m {
+			markers[key] = v
+		}
+		if next == 0 {
+			return deltas, markers
+		}
+		cursor = next
+	}
+}
+
+func (f *fixture) holds(t testing.TB, n int, window int64, want map[string]int64) {
+	t.Helper()
+	deltas, _ := f.scan(t, n, window)
+	equal(t, "window", deltas, want)
+}
+
+func (f *fixture) begin(t testing.TB, n int, window, previous int64, gen string, rolledBack bool) {
+	t.Helper()
+	got, err := f.Begin(t.Context(), n, window, previous, gen)
+	must(t, err)
+	equal(t, "rollback noticed", got, rolledBack)
+}
+
+func (f *fixture) move(t testing.TB, n int, window int64, entries ...counter.Entry) {
+	t.Helper()
+	must(t, f.Move(t.Context(), n, window, entries, nil))
+}
+
+func (f *fixture) spread(t testing.TB, n int, keys []string, want ...int64) {
+	t.Helper()
+	markers, err := f.Spread(t.Context(), n, keys)
+	must(t, err)
+	equal(t, "markers", markers, want)
+}
