@@ -118,7 +118,8 @@ const (
 	changeLeft
 )
 
-// Apply applies a change and returns when it is committed. If ctx is done while the change still waits for
+// Apply applies a change and returns when it is committed. The change must not be modified from then on, since
+// a transaction may go on after the caller has left. If ctx is done while the change still waits for
 // a transaction, it is not applied, and the error is the cause of ctx alone; after that it is in doubt. If an
 // attempt's answer was lost, a change with a request id is tried again; its receipt then says Duplicate if
 // that attempt, or another call, had counted it.
@@ -161,10 +162,10 @@ func (d *Direct) commitGroup(ctx context.Context, batch []*pendingChange) {
 			return
 		}
 		again := attempt < commitAttempts && (errors.Is(err, counter.ErrUnavailable) || errors.Is(err, counter.ErrInDoubt))
-		if again {
-			again = pause(ctx, retryPause<<(attempt-1))
-		}
 		pending = d.afterError(pending, err, again)
+		if len(pending) > 0 && !pause(ctx, retryPause<<(attempt-1)) {
+			pending = d.afterError(pending, err, false)
+		}
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -25,12 +26,13 @@ import (
 type scriptedLedger struct {
 	mu      sync.Mutex
 	script  []error
-	gate    chan struct{} // if not nil, every call waits for a value
+	gated   bool
+	gate    chan struct{} // if not nil, every call waits until it is closed; made in the bubble if gated
 	verdict flush.Verdict
 	groups  []string   // keys of each group, joined
 	reads   [][]string // keys of each read
 	prunes  []int      // what PruneClaims returns, in turn
-	pruned  int
+	pruned  atomic.Int64
 }
 
 func (l *scriptedLedger) wait(ctx context.Context) error {
@@ -85,7 +87,7 @@ func (l *scriptedLedger) Counts(ctx context.Context, keys []string) ([]counter.C
 }
 
 func (l *scriptedLedger) PruneClaims(context.Context, int) (int, error) {
-	l.pruned++
+	l.pruned.Add(1)
 	if len(l.prunes) == 0 {
 		return 0, nil
 	}
@@ -98,6 +100,9 @@ func (l *scriptedLedger) PruneClaims(context.Context, int) (int, error) {
 func withDirect(t *testing.T, ledger *scriptedLedger, cfg flush.DirectConfig, fn func(t *testing.T, d *flush.Direct)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
+		if ledger.gated {
+			ledger.gate = make(chan struct{})
+		}
 		cfg.Logger = slog.New(slog.DiscardHandler)
 		d, err := flush.NewDirect(ledger, cfg)
 		if err != nil {
@@ -129,7 +134,7 @@ func applyLater(ctx context.Context, d *flush.Direct, change counter.Change) *la
 
 func TestDirectGroupsChanges(t *testing.T) {
 	t.Parallel()
-	ledger := &scriptedLedger{gate: make(chan struct{})}
+	ledger := &scriptedLedger{gated: true}
 	withDirect(t, ledger, flush.DirectConfig{MaxGroup: 3}, func(t *testing.T, d *flush.Direct) {
 		var answers []*later
 		for _, key := range []string{"a", "b", "c", "d", "e"} {
@@ -149,7 +154,7 @@ func TestDirectGroupsChanges(t *testing.T) {
 
 func TestDirectCallerLeaves(t *testing.T) {
 	t.Parallel()
-	ledger := &scriptedLedger{gate: make(chan struct{})}
+	ledger := &scriptedLedger{gated: true}
 	withDirect(t, ledger, flush.DirectConfig{}, func(t *testing.T, d *flush.Direct) {
 		cause := errors.New("the client hung up")
 		ctx, cancel := context.WithCancelCause(t.Context())
@@ -219,7 +224,7 @@ func TestDirectRepeatsWhatIsSafe(t *testing.T) {
 
 func TestDirectAttemptsEnd(t *testing.T) {
 	t.Parallel()
-	ledger := &scriptedLedger{gate: make(chan struct{})} // never answers
+	ledger := &scriptedLedger{gated: true} // never answers
 	withDirect(t, ledger, flush.DirectConfig{Timeout: time.Second}, func(t *testing.T, d *flush.Direct) {
 		start := time.Now()
 		_, err := d.Apply(t.Context(), ledgertest.Add("k", 1))
@@ -235,7 +240,7 @@ func TestDirectAttemptsEnd(t *testing.T) {
 
 func TestDirectShedsLoad(t *testing.T) {
 	t.Parallel()
-	ledger := &scriptedLedger{gate: make(chan struct{})}
+	ledger := &scriptedLedger{gated: true}
 	withDirect(t, ledger, flush.DirectConfig{MaxQueue: 2}, func(t *testing.T, d *flush.Direct) {
 		answers := []*later{
 			applyLater(t.Context(), d, ledgertest.Add("under way", 1)),
@@ -256,7 +261,7 @@ func TestDirectShedsLoad(t *testing.T) {
 
 func TestDirectCombinesReads(t *testing.T) {
 	t.Parallel()
-	ledger := &scriptedLedger{gate: make(chan struct{})}
+	ledger := &scriptedLedger{gated: true}
 	withDirect(t, ledger, flush.DirectConfig{}, func(t *testing.T, d *flush.Direct) {
 		var group sync.WaitGroup
 		for _, keys := range [][]string{{"a"}, {"bb", "a", "bb"}, {"ccc", "a"}} {
@@ -287,13 +292,13 @@ func TestDirectForgetsClaims(t *testing.T) {
 	withDirect(t, ledger, flush.DirectConfig{PruneInterval: time.Minute, Registry: registry}, func(t *testing.T, _ *flush.Direct) {
 		time.Sleep(time.Minute) // the bubble's time
 		synctest.Wait()
-		if ledger.pruned != 3 {
-			t.Errorf("%d prunes in the first round, want 3", ledger.pruned)
+		if n := ledger.pruned.Load(); n != 3 {
+			t.Errorf("%d prunes in the first round, want 3", n)
 		}
 		time.Sleep(time.Minute)
 		synctest.Wait()
-		if ledger.pruned != 4 {
-			t.Errorf("%d prunes in two rounds, want 4", ledger.pruned)
+		if n := ledger.pruned.Load(); n != 4 {
+			t.Errorf("%d prunes in two rounds, want 4", n)
 		}
 	})
 	families, err := registry.Gather()

@@ -100,7 +100,7 @@ func (p *Postgres) commitPlain(ctx context.Context, g *group) ([]Verdict, time.T
 	var now time.Time
 	batch := &pgx.Batch{}
 	sent := time.Now()
-	queueClock(batch, `SELECT now()`, &now)
+	queueClock(batch, &now)
 	p.queueSums(batch, d.sums.sorted(), directShard, nil)
 	if err := conn.SendBatch(ctx, batch).Close(); err != nil {
 		return nil, time.Time{}, commitError("commit", err)

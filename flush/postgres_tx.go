@@ -43,7 +43,7 @@ func (p *Postgres) begin(ctx context.Context, batch *pgx.Batch) (*postgresTx, er
 	tx := &postgresTx{conn: conn, sent: time.Now()}
 	first := &pgx.Batch{}
 	first.Queue(beginSQL)
-	queueClock(first, clockSQL, &tx.now)
+	queueClock(first, &tx.now)
 	first.QueuedQueries = append(first.QueuedQueries, batch.QueuedQueries...)
 	if err := tx.send(ctx, first); err != nil {
 		tx.end(ctx)
@@ -52,14 +52,9 @@ func (p *Postgres) begin(ctx context.Context, batch *pgx.Batch) (*postgresTx, er
 	return tx, nil
 }
 
-// queueClock adds a statement whose first column is now().
-func queueClock(batch *pgx.Batch, sql string, now *time.Time) {
-	batch.Queue(sql).QueryRow(func(row pgx.Row) error {
-		if sql == clockSQL {
-			return row.Scan(now, nil)
-		}
-		return row.Scan(now)
-	})
+// queueClock adds the statement that reads the ledger's time.
+func queueClock(batch *pgx.Batch, now *time.Time) {
+	batch.Queue(clockSQL).QueryRow(func(row pgx.Row) error { return row.Scan(now, nil) })
 }
 
 // send runs a batch in one round trip.

@@ -208,11 +208,16 @@ func (s *SQLite) EnsureSettings(ctx context.Context, want Settings) error {
 // sqliteError wraps an error after which nothing was changed.
 func sqliteError(op string, err error) error {
 	var sqliteErr *sqlite.Error
-	switch {
-	case errors.As(err, &sqliteErr) && sqliteErr.Code()&0xff == sqlite3.SQLITE_FULL:
-		return fmt.Errorf("%s: %w: %w", op, counter.ErrFull, err)
-	case errors.As(err, &sqliteErr) && sqliteErr.Code()&0xff != sqlite3.SQLITE_ERROR,
-		errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+	if errors.As(err, &sqliteErr) {
+		switch sqliteErr.Code() & 0xff {
+		case sqlite3.SQLITE_FULL, sqlite3.SQLITE_NOMEM:
+			return fmt.Errorf("%s: %w: %w", op, counter.ErrFull, err)
+		case sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_INTERRUPT,
+			sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY:
+			return fmt.Errorf("%s: %w: %w", op, counter.ErrUnavailable, err)
+		}
+	}
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return fmt.Errorf("%s: %w: %w", op, counter.ErrUnavailable, err)
 	}
 	return fmt.Errorf("%s: %w", op, err)

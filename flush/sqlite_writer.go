@@ -47,8 +47,8 @@ func (w *sqliteWriter) close() error {
 func (s *SQLite) update(ctx context.Context, op string, fn func(context.Context, *sqliteWriter) error) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if err := ctx.Err(); err != nil {
-		return sqliteError(op, context.Cause(ctx))
+	if ctx.Err() != nil {
+		return fmt.Errorf("%s: %w: %w", op, counter.ErrUnavailable, context.Cause(ctx))
 	}
 	if s.closed {
 		return fmt.Errorf("%s: %w: the ledger is closed", op, counter.ErrUnavailable)
