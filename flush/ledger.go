@@ -53,8 +53,8 @@ type WindowLedger interface {
 	// correctness does not depend on it). ok is false if another worker holds it. Release is called
 	// once, also after the lock was lost with its connection.
 	LockShard(ctx context.Context, shard int) (release func(), ok bool, err error)
-	// Watermark is the id of the last window of the shard that was applied, 0 if none was.
-	Watermark(ctx context.Context, shard int) (int64, error)
+	// Watermark is the last window of the shard that was applied, zero if none was.
+	Watermark(ctx context.Context, n int) (shard.SealedWindow, error)
 	// Apply adds a window's deltas to totals and history and sets the shard's watermark to its id, in
 	// one transaction that locks the watermark. If id is not above the watermark it changes nothing
 	// and applied.OK is false. After an error it is unknown whether the window was applied.
@@ -66,9 +66,10 @@ type WindowLedger interface {
 // Window is the content of a sealed window.
 type Window struct {
 	Shard int
-	// ID is the window's id, which is also the Unix milliseconds of its start by the Redis clock and
-	// chooses its history bucket.
+	// ID is the Unix milliseconds of the window's start by the Redis clock, and chooses its history bucket.
 	ID int64
+	// Token is that by which the window was sealed.
+	Token string
 	// Deltas per key; none is 0.
 	Deltas map[string]int64
 	// Markers are the spread markers (key to Unix milliseconds) set in this window.

@@ -85,7 +85,7 @@ func (p *Postgres) applyWindow(ctx context.Context, w Window, clip bool) (Applie
 		}
 		batch.Queue(addMarkersSQL, keys, markers, w.Shard)
 	}
-	batch.Queue(`UPDATE shards SET watermark = $2 WHERE shard = $1`, w.Shard, w.ID)
+	batch.Queue(`UPDATE shards SET watermark = $2, token = $3 WHERE shard = $1`, w.Shard, w.ID, w.Token)
 	if err := tx.commit(ctx, batch); err != nil {
 		return Applied{}, commitError("apply window", err)
 	}

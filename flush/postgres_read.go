@@ -76,14 +76,13 @@ func (p *Postgres) Bases(ctx context.Context, keys []string) (shard.LedgerBases,
 }
 
 // Watermark implements WindowLedger.
-func (p *Postgres) Watermark(ctx context.Context, shard int) (int64, error) {
-	var watermark int64
-	err := p.pool.QueryRow(ctx, `SELECT watermark FROM shards WHERE shard = $1`, shard).Scan(&watermark)
+func (p *Postgres) Watermark(ctx context.Context, n int) (watermark shard.SealedWindow, err error) {
+	err = p.pool.QueryRow(ctx, `SELECT watermark, token FROM shards WHERE shard = $1`, n).Scan(&watermark.ID, &watermark.Token)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
-		return 0, errNoShard(shard)
+		return shard.SealedWindow{}, errNoShard(n)
 	case err != nil:
-		return 0, postgresError("read watermark", err)
+		return shard.SealedWindow{}, postgresError("read watermark", err)
 	}
 	return watermark, nil
 }

@@ -122,14 +122,14 @@ func (w *Worker) Round(ctx context.Context, n int) error {
 // pass drains the windows that one Seal returns, and reports whether there may be more.
 func (w *Worker) pass(ctx context.Context, n int) (more bool, err error) {
 	s := w.steps(ctx)
-	var watermark int64
+	var watermark shard.SealedWindow
 	var sealed shard.SealReply
 	s.do("watermark", func(ctx context.Context) (err error) {
 		watermark, err = w.ledger.Watermark(ctx, n)
 		return err
 	})
 	s.do("seal", func(ctx context.Context) (err error) {
-		sealed, err = w.scripts.Seal(ctx, n, watermark, newGeneration())
+		sealed, err = w.scripts.Seal(ctx, n, watermark, random())
 		return err
 	})
 	if sealed.RolledBack {
@@ -150,8 +150,8 @@ func (w *Worker) pass(ctx context.Context, n int) (more bool, err error) {
 	}
 	w.metrics.observe(n, sealed)
 	more = sealed.More
-	for _, id := range sealed.Sealed {
-		discarded, err := w.drain(ctx, n, id, watermark)
+	for _, window := range sealed.Sealed {
+		discarded, err := w.drain(ctx, n, window, watermark.ID)
 		if err != nil {
 			return false, err
 		}
@@ -167,7 +167,9 @@ type steps struct {
 	err     error // of the step that failed
 }
 
-func (w *Worker) steps(ctx context.Context) *steps { return &steps{ctx: ctx, timeout: w.cfg.StepTimeout} }
+func (w *Worker) steps(ctx context.Context) *steps {
+	return &steps{ctx: ctx, timeout: w.cfg.StepTimeout}
+}
 
 func (s *steps) do(name string, f func(context.Context) error) {
 	if s.err != nil {
@@ -187,11 +189,12 @@ func (w *Worker) rolledBack(ctx context.Context, n int) {
 }
 
 // drain takes one sealed window through the ledger and out of Redis (rules 3 to 5). Watermark is that of a
-// moment ago: the ledger's own word, in the transaction, decides. Discarded reports that the ledger had the window already.
-func (w *Worker) drain(ctx context.Context, n int, id, watermark int64) (discarded bool, err error) {
+// moment ago: the ledger's own word, in the transaction, decides. Discarded reports that the ledger had the
+// window already.
+func (w *Worker) drain(ctx context.Context, n int, sealed shard.SealedWindow, watermark int64) (discarded bool, err error) {
 	started := time.Now()
 	s := w.steps(ctx)
-	window := Window{Shard: n, ID: id}
+	window, id := Window{Shard: n, ID: sealed.ID, Token: sealed.Token}, sealed.ID
 	var applied Applied
 	if id > watermark {
 		s.do("scan", func(ctx context.Context) (err error) {
@@ -209,11 +212,11 @@ func (w *Worker) drain(ctx context.Context, n int, id, watermark int64) (discard
 	if !applied.OK {
 		w.metrics.discarded.Inc()
 		w.cfg.Logger.WarnContext(ctx, "window discarded: the ledger has it already", "shard", n, "window", id)
-		s.do("discard", func(ctx context.Context) error { return w.scripts.Discard(ctx, n, id, newGeneration()) })
+		s.do("discard", func(ctx context.Context) error { return w.scripts.Discard(ctx, n, id, random()) })
 		return true, s.err
 	}
 	s.do("begin", func(ctx context.Context) error {
-		rolledBack, err := w.scripts.Begin(ctx, n, id, applied.Previous, newGeneration())
+		rolledBack, err := w.scripts.Begin(ctx, n, sealed, applied.Previous, random())
 		if rolledBack {
 			w.rolledBack(ctx, n)
 		}
@@ -289,9 +292,9 @@ func chunks(w Window, clipped map[string]int64) []moveStep {
 	return steps
 }
 
-// newGeneration names a new generation of bases. It is random, so that it was never used before, whatever
-// Redis remembers.
-func newGeneration() string {
+// random names a new generation of bases, or a sealed window: it was never used before, whatever Redis
+// remembers.
+func random() string {
 	var b [8]byte
 	rand.Read(b[:]) //nolint:errcheck // never fails
 	return hex.EncodeToString(b[:])

@@ -61,7 +61,7 @@ func (m *workerMetrics) observe(n int, sealed shard.SealReply) {
 	label := strconv.Itoa(n)
 	lag := time.Duration(0)
 	if len(sealed.Sealed) > 0 {
-		lag = time.Duration(sealed.Time-sealed.Sealed[0]) * time.Millisecond
+		lag = time.Duration(sealed.Time-sealed.Sealed[0].ID) * time.Millisecond
 	}
 	m.lag.WithLabelValues(label).Set(lag.Seconds())
 	m.backlog.WithLabelValues(label).Set(float64(sealed.Windows))

@@ -121,8 +121,8 @@ func (s *steppedScripts) Load(ctx context.Context, n int, watermark int64, bases
 	return step(s.a, func() (bool, error) { return s.Scripts.Load(ctx, n, watermark, bases) })
 }
 
-func (s *steppedScripts) Seal(ctx context.Context, n int, watermark int64, gen string) (shard.SealReply, error) {
-	return step(s.a, func() (shard.SealReply, error) { return s.Scripts.Seal(ctx, n, watermark, gen) })
+func (s *steppedScripts) Seal(ctx context.Context, n int, watermark shard.SealedWindow, fresh string) (shard.SealReply, error) {
+	return step(s.a, func() (shard.SealReply, error) { return s.Scripts.Seal(ctx, n, watermark, fresh) })
 }
 
 func (s *steppedScripts) RestoreMarkers(ctx context.Context, n int, markers map[string]int64) error {
@@ -137,7 +137,7 @@ func (s *steppedScripts) Scan(ctx context.Context, n int, window int64, cursor u
 	return next, deltas, markers, err
 }
 
-func (s *steppedScripts) Begin(ctx context.Context, n int, window, previous int64, gen string) (bool, error) {
+func (s *steppedScripts) Begin(ctx context.Context, n int, window shard.SealedWindow, previous int64, gen string) (bool, error) {
 	return step(s.a, func() (bool, error) { return s.Scripts.Begin(ctx, n, window, previous, gen) })
 }
 
@@ -174,8 +174,8 @@ func (l *steppedLedger) LockShard(context.Context, int) (func(), bool, error) {
 	return func() {}, true, l.a.ctx.Err()
 }
 
-func (l *steppedLedger) Watermark(ctx context.Context, n int) (int64, error) {
-	return step(l.a, func() (int64, error) { return l.WindowLedger.Watermark(ctx, n) })
+func (l *steppedLedger) Watermark(ctx context.Context, n int) (shard.SealedWindow, error) {
+	return step(l.a, func() (shard.SealedWindow, error) { return l.WindowLedger.Watermark(ctx, n) })
 }
 
 func (l *steppedLedger) Apply(ctx context.Context, w flush.Window) (flush.Applied, error) {

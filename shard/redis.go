@@ -204,15 +204,15 @@ func (r *Redis) Spread(ctx context.Context, shard int, keys []string) ([]int64, 
 }
 
 // Seal implements Scripts.
-func (r *Redis) Seal(ctx context.Context, shard int, watermark int64, gen string) (SealReply, error) {
+func (r *Redis) Seal(ctx context.Context, shard int, watermark SealedWindow, fresh string) (SealReply, error) {
 	reply, err := r.run(ctx, r.seal, shard, []string{
-		strconv.FormatInt(watermark, 10), gen, r.windowMS, strconv.Itoa(maxSealed),
+		strconv.FormatInt(watermark.ID, 10), watermark.Token, fresh, r.windowMS, strconv.Itoa(maxSealed),
 	}).ToArray()
 	if err != nil {
 		return SealReply{}, err
 	}
-	if len(reply) != 6 {
-		return SealReply{}, fmt.Errorf("seal: answer of %d parts", len(reply))
+	if len(reply) != 7 {
+		return SealReply{}, errAnswer
 	}
 	var n [5]int64
 	for i := range n {
@@ -220,9 +220,17 @@ func (r *Redis) Seal(ctx context.Context, shard int, watermark int64, gen string
 			return SealReply{}, err
 		}
 	}
-	sealed, err := reply[5].AsIntSlice()
+	ids, err := reply[5].AsIntSlice()
 	if err != nil {
 		return SealReply{}, err
+	}
+	tokens, err := reply[6].AsStrSlice()
+	if err != nil || len(tokens) != len(ids) {
+		return SealReply{}, errors.Join(errAnswer, err)
+	}
+	sealed := make([]SealedWindow, len(ids))
+	for i := range ids {
+		sealed[i] = SealedWindow{ids[i], tokens[i]}
 	}
 	return SealReply{Time: n[0], RolledBack: n[1] == 1, RestoreDue: n[2] == 1, Windows: int(n[3]), More: n[4] == 1, Sealed: sealed}, nil
 }
@@ -262,9 +270,9 @@ func (r *Redis) Scan(ctx context.Context, shard int, window int64, cursor uint64
 }
 
 // Begin implements Scripts.
-func (r *Redis) Begin(ctx context.Context, shard int, window, previous int64, gen string) (bool, error) {
+func (r *Redis) Begin(ctx context.Context, shard int, window SealedWindow, previous int64, gen string) (bool, error) {
 	n, err := r.run(ctx, r.begin, shard, []string{
-		strconv.FormatInt(window, 10), strconv.FormatInt(previous, 10), gen,
+		strconv.FormatInt(window.ID, 10), window.Token, strconv.FormatInt(previous, 10), gen,
 	}).AsInt64()
 	return n == 1, err
 }

@@ -28,9 +28,10 @@ type Scripts interface {
 	Spread(ctx context.Context, shard int, keys []string) ([]int64, error)
 
 	// Seal starts a round of the flush (rules 2 and 6): it notices a rollback, given the ledger's
-	// watermark, and seals the windows that are old enough. gen is a fresh generation for the bases,
-	// taken up only after a rollback.
-	Seal(ctx context.Context, shard int, watermark int64, gen string) (SealReply, error)
+	// watermark (the last window that was applied, zero if none was), and seals the windows that are old
+	// enough. Fresh was never used before: it is the token of those windows and, after a rollback, the
+	// new generation of the bases.
+	Seal(ctx context.Context, shard int, watermark SealedWindow, fresh string) (SealReply, error)
 	// RestoreMarkers puts back the markers that the ledger holds, where Redis has none. Ids made before
 	// it ran are not accepted from then on, since they may have been routed without the markers.
 	RestoreMarkers(ctx context.Context, shard int, markers map[string]int64) error
@@ -39,7 +40,7 @@ type Scripts interface {
 	Scan(ctx context.Context, shard int, window int64, cursor uint64) (next uint64, deltas, markers map[string]int64, err error)
 	// Begin starts to finish a window that the ledger applied on top of the watermark previous (rule
 	// 4). It reports whether it noticed a rollback.
-	Begin(ctx context.Context, shard int, window, previous int64, gen string) (rolledBack bool, err error)
+	Begin(ctx context.Context, shard int, window SealedWindow, previous int64, gen string) (rolledBack bool, err error)
 	// Move moves a chunk of an applied window into the bases: the deltas that the ledger applied, and the
 	// keys whose markers it took over (rule 4).
 	Move(ctx context.Context, shard int, window int64, deltas []counter.Entry, markers []string) error

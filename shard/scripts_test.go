@@ -31,18 +31,9 @@ const (
 	hour    = time.Hour
 )
 
-// exercises are the rules of the protocol, as any shard.Scripts must keep them.
-var exercises = map[string]func(t *testing.T, f *fixture){}
-
-// exercise adds cases; they are grouped by file.
-func exercise(cases map[string]func(t *testing.T, f *fixture)) struct{} {
-	for name, run := range cases {
-		if exercises[name] != nil {
-			panic("two cases are named " + name)
-		}
-		exercises[name] = run
-	}
-	return struct{}{}
+// exercises are the rules of the protocol, as any shard.Scripts must keep them, by the file they are in.
+var exercises = []map[string]func(t *testing.T, f *fixture){
+	writeCases, claimCases, readCases, flushCases, rollbackCases, limitCases,
 }
 
 func TestScripts(t *testing.T) {
@@ -51,12 +42,15 @@ func TestScripts(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			f := open(t)
-			for name, run := range exercises {
-				t.Run(name, func(t *testing.T) {
-					f.flushAll(t)
-					f.set(t, epochMS)
-					run(t, f)
-				})
+			for _, cases := range exercises {
+				for name, run := range cases {
+					t.Run(name, func(t *testing.T) {
+						f.flushAll(t)
+						clear(f.tokens)
+						f.set(t, epochMS)
+						run(t, f)
+					})
+				}
 			}
 		})
 	}
@@ -67,6 +61,7 @@ type fixture struct {
 	shard.Scripts
 	now     int64 // ms
 	batches int
+	tokens  map[[2]int64]string // of sealed windows, by shard and id
 
 	setClock func(t testing.TB, micros int64)
 	flushAll func(t testing.TB)
@@ -74,6 +69,8 @@ type fixture struct {
 	evict func(t testing.TB, key string)
 	// snapshot copies all data and returns what brings them back. The clock goes on.
 	snapshot func(t testing.TB) (restore func(t testing.TB))
+	// windows are the ids of a shard's windows.
+	windows func(t testing.TB, n int) []int64
 }
 
 func openTwin(testing.TB) *fixture {
@@ -88,6 +85,7 @@ func openTwin(testing.TB) *fixture {
 			s := r.Snapshot()
 			return func(testing.TB) { r.Restore(s) }
 		},
+		windows: func(_ testing.TB, n int) []int64 { return r.Windows(n) },
 	}
 }
 
@@ -99,27 +97,33 @@ func openRedis(t testing.TB) *fixture {
 	r, err := shard.NewClockedRedis(client, scriptConfig, clockKey)
 	must(t, err)
 	f := &fixture{Scripts: r}
-	f.setClock = func(t testing.TB, micros int64) { do(t, client, "SET", clockKey, strconv.FormatInt(micros, 10)) }
+	f.setClock = func(t testing.TB, micros int64) { command(t, client, "SET", clockKey, strconv.FormatInt(micros, 10)) }
 	f.flushAll = func(t testing.TB) {
-		do(t, client, "FLUSHALL")
+		command(t, client, "FLUSHALL")
 		f.setClock(t, f.now*1000)
 	}
 	f.evict = func(t testing.TB, key string) {
-		for _, name := range keys(t, client) {
+		for _, name := range allKeys(t, client) {
 			if _, rest, ok := strings.Cut(name, ":base:"); ok {
 				if _, base, _ := strings.Cut(rest, ":"); base == key {
-					do(t, client, "DEL", name)
+					command(t, client, "DEL", name)
 				}
 			}
 		}
 	}
+	tags := shard.Tags(scriptConfig.Shards)
+	f.windows = func(t testing.TB, n int) []int64 {
+		ids, err := command(t, client, "LRANGE", "plusone:{"+tags[n]+"}:windows", "0", "-1").AsIntSlice()
+		must(t, err)
+		return ids
+	}
 	f.snapshot = func(t testing.TB) func(testing.TB) {
 		type value struct{ name, ttl, data string }
 		var values []value
-		for _, name := range keys(t, client) {
-			ttl, err := do(t, client, "PTTL", name).AsInt64()
+		for _, name := range allKeys(t, client) {
+			ttl, err := command(t, client, "PTTL", name).AsInt64()
 			must(t, err)
-			data, err := do(t, client, "DUMP", name).ToString()
+			data, err := command(t, client, "DUMP", name).ToString()
 			must(t, err)
 			values = append(values, value{name, strconv.FormatInt(max(ttl, 0), 10), data})
 		}
@@ -127,7 +131,7 @@ func openRedis(t testing.TB) *fixture {
 			f.flushAll(t)
 			for _, v := range values {
 				if v.name != clockKey {
-					do(t, client, "RESTORE", v.name, v.ttl, v.data)
+					command(t, client, "RESTORE", v.name, v.ttl, v.data)
 				}
 			}
 		}
@@ -143,16 +147,16 @@ func newClient(t testing.TB, server *redistest.Server) rueidis.Client {
 	return client
 }
 
-func do(t testing.TB, client rueidis.Client, args ...string) rueidis.RedisResult {
+func command(t testing.TB, client rueidis.Client, args ...string) rueidis.RedisResult {
 	t.Helper()
 	result := client.Do(context.Background(), client.B().Arbitrary(args...).Build())
 	must(t, result.Error())
 	return result
 }
 
-func keys(t testing.TB, client rueidis.Client) []string {
+func allKeys(t testing.TB, client rueidis.Client) []string {
 	t.Helper()
-	names, err := do(t, client, "KEYS", "*").AsStrSlice()
+	names, err := command(t, client, "KEYS", "*").AsStrSlice()
 	must(t, err)
 	return names
 }
@@ -253,15 +257,37 @@ func (f *fixture) cached(t testing.TB, n int, key string, want int64) {
 	f.reads(t, n, key, shard.KeyValue{Value: want, Cached: true})
 }
 
-func (f *fixture) seal(t testing.TB, n int, watermark int64, gen string, want shard.SealReply) {
+// sealReply is a shard.SealReply with the ids of the windows alone.
+type sealReply struct {
+	Windows                      int
+	RolledBack, RestoreDue, More bool
+	Sealed                       []int64
+}
+
+func (f *fixture) seal(t testing.TB, n int, watermark int64, fresh string, want sealReply) {
 	t.Helper()
-	got, err := f.Seal(t.Context(), n, watermark, gen)
+	reply, err := f.Seal(t.Context(), n, f.sealed(n, watermark), fresh)
 	must(t, err)
-	want.Time = f.now
-	if len(got.Sealed) == 0 {
-		got.Sealed = nil
+	equal(t, "time", reply.Time, f.now)
+	got := sealReply{Windows: reply.Windows, RolledBack: reply.RolledBack, RestoreDue: reply.RestoreDue, More: reply.More}
+	for _, w := range reply.Sealed {
+		got.Sealed = append(got.Sealed, w.ID)
+		f.remember(n, w)
 	}
 	equal(t, "seal", got, want)
+}
+
+// remember keeps the token of a sealed window, as a worker and the ledger do.
+func (f *fixture) remember(n int, w shard.SealedWindow) {
+	if f.tokens == nil {
+		f.tokens = map[[2]int64]string{}
+	}
+	f.tokens[[2]int64{int64(n), w.ID}] = w.Token
+}
+
+// sealed is a window with the token by which it was last sealed here.
+func (f *fixture) sealed(n int, id int64) shard.SealedWindow {
+	return shard.SealedWindow{ID: id, Token: f.tokens[[2]int64{int64(n), id}]}
 }
 
 func (f *fixture) scan(t testing.TB, n int, window int64) (deltas, markers map[string]int64) {
@@ -291,7 +317,7 @@ func (f *fixture) holds(t testing.TB, n int, window int64, want map[string]int64
 
 func (f *fixture) begin(t testing.TB, n int, window, previous int64, gen string, rolledBack bool) {
 	t.Helper()
-	got, err := f.Begin(t.Context(), n, window, previous, gen)
+	got, err := f.Begin(t.Context(), n, f.sealed(n, window), previous, gen)
 	must(t, err)
 	equal(t, "rollback noticed", got, rolledBack)
 }

@@ -140,13 +140,21 @@ type Base struct {
 	TTL    time.Duration
 }
 
+// SealedWindow names a sealed window.
+type SealedWindow struct {
+	// ID is the time of its start.
+	ID int64
+	// Token was drawn at random when it was sealed. A Redis that went back in time does not know it.
+	Token string
+}
+
 // SealReply is the answer to Seal.
 type SealReply struct {
 	Time int64
 	// Windows is how many windows the shard has, open and sealed.
 	Windows int
 	// Sealed are windows to drain, oldest first; More says that there are others, newer ones.
-	Sealed []int64
+	Sealed []SealedWindow
 	More   bool
 	// RolledBack reports that this call noticed a rollback of Redis.
 	RolledBack bool

@@ -88,8 +88,8 @@ func wantWatermarks(t testing.TB, l flush.WindowLedger, want ...int64) {
 		t.Errorf("watermarks %v, want %v", bases.Watermarks, want)
 	}
 	for shard, id := range want {
-		if got, err := l.Watermark(context.Background(), shard); err != nil || got != id {
-			t.Errorf("watermark of shard %d: %d, %v, want %d", shard, got, err, id)
+		if got, err := l.Watermark(context.Background(), shard); err != nil || got.ID != id {
+			t.Errorf("watermark of shard %d: %v, %v, want %d", shard, got, err, id)
 		}
 	}
 }
@@ -144,7 +144,7 @@ func unknownShard(t *testing.T, l WindowInstance) {
 		t.Errorf("a window of a shard that is not there was applied: %+v", applied)
 	}
 	if id, err := l.Watermark(t.Context(), Shards); err == nil {
-		t.Errorf("a shard that is not there has watermark %d", id)
+		t.Errorf("a shard that is not there has watermark %v", id)
 	}
 	wantRows(t, l, []string{"views/a"})
 }

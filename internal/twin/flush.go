@@ -11,33 +11,38 @@ import (
 )
 
 // Seal implements shard.Scripts.
-func (r *Redis) Seal(_ context.Context, n int, watermark int64, gen string) (shard.SealReply, error) {
+func (r *Redis) Seal(_ context.Context, n int, applied shard.SealedWindow, fresh string) (shard.SealReply, error) {
 	now, unlock := r.lock()
 	defer unlock()
 	s := r.shards[n]
 	reply := shard.SealReply{Time: now, Windows: len(s.windows)}
+	watermark, fin := applied.ID, s.fin
 	// The ledger has only what was sealed here, and finished unless it is still here.
-	if watermark > s.sealed {
-		s.sealed, reply.RolledBack = watermark, true
-	}
+	reply.RolledBack = watermark > 0 && watermark >= fin && !s.knows(applied)
+	s.sealed = max(s.sealed, watermark)
 	holdsApplied := len(s.windows) > 0 && s.windows[0].id <= watermark
-	if watermark > s.fin && !holdsApplied {
-		s.fin, s.gen, reply.RolledBack = watermark, gen, true
+	if watermark > fin && !holdsApplied {
+		s.fin, s.gen, reply.RolledBack = watermark, fresh, true
 	}
 	if reply.RolledBack {
 		s.rollback(now)
+		s.tokens[watermark] = applied.Token
 	}
 	for _, w := range s.windows {
 		if now-w.id < r.cfg.Window.Milliseconds() {
 			continue
 		}
 		s.sealed = max(s.sealed, w.id)
+		if s.tokens[w.id] == "" {
+			s.tokens[w.id] = fresh
+		}
 		if len(reply.Sealed) < maxSealed {
-			reply.Sealed = append(reply.Sealed, w.id)
+			reply.Sealed = append(reply.Sealed, shard.SealedWindow{ID: w.id, Token: s.tokens[w.id]})
 		} else {
 			reply.More = true
 		}
 	}
+	maps.DeleteFunc(s.tokens, func(id int64, _ string) bool { return id < min(watermark, fin) })
 	reply.RestoreDue = s.restoreDue
 	return reply, nil
 }
@@ -66,18 +71,19 @@ func (r *Redis) Scan(_ context.Context, n int, id int64, _ uint64) (next uint64,
 }
 
 // Begin implements shard.Scripts.
-func (r *Redis) Begin(_ context.Context, n int, id, previous int64, gen string) (rolledBack bool, err error) {
+func (r *Redis) Begin(_ context.Context, n int, w shard.SealedWindow, previous int64, gen string) (rolledBack bool, err error) {
 	now, unlock := r.lock()
 	defer unlock()
 	s := r.shards[n]
+	id := w.ID
 	if s.fin == id || s.find(id) < 0 {
 		return false, nil
 	}
 	rolledBack = s.fin != previous
-	if id > s.sealed {
-		// The copy here is older than what was sealed and applied.
+	if !s.knows(w) {
+		// The copy here is not the one that was sealed and applied.
 		s.remove(id)
-		s.sealed, rolledBack = id, true
+		s.tokens[id], s.sealed, rolledBack = w.Token, max(s.sealed, id), true
 	}
 	if rolledBack {
 		s.gen = gen

@@ -12,7 +12,7 @@ import (
 // Ledger is a flush.WindowLedger in memory. Each method is one atomic step, as a transaction is.
 type Ledger struct {
 	mu         sync.Mutex
-	watermarks []int64
+	watermarks []shard.SealedWindow
 	totals     map[ledgerRow]int64
 	markers    map[ledgerRow]int64
 }
@@ -27,7 +27,7 @@ var _ flush.WindowLedger = (*Ledger)(nil)
 // NewLedger makes an empty ledger.
 func NewLedger(shards int) *Ledger {
 	return &Ledger{
-		watermarks: make([]int64, shards), totals: map[ledgerRow]int64{}, markers: map[ledgerRow]int64{},
+		watermarks: make([]shard.SealedWindow, shards), totals: map[ledgerRow]int64{}, markers: map[ledgerRow]int64{},
 	}
 }
 
@@ -35,7 +35,7 @@ func NewLedger(shards int) *Ledger {
 func (l *Ledger) LockShard(context.Context, int) (func(), bool, error) { return func() {}, true, nil }
 
 // Watermark implements flush.WindowLedger.
-func (l *Ledger) Watermark(_ context.Context, n int) (int64, error) {
+func (l *Ledger) Watermark(_ context.Context, n int) (shard.SealedWindow, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.watermarks[n], nil
@@ -45,7 +45,7 @@ func (l *Ledger) Watermark(_ context.Context, n int) (int64, error) {
 func (l *Ledger) Apply(_ context.Context, w flush.Window) (flush.Applied, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	previous := l.watermarks[w.Shard]
+	previous := l.watermarks[w.Shard].ID
 	if w.ID <= previous {
 		return flush.Applied{Previous: previous}, nil
 	}
@@ -65,7 +65,7 @@ func (l *Ledger) Apply(_ context.Context, w flush.Window) (flush.Applied, error)
 			l.markers[row] = marker
 		}
 	}
-	l.watermarks[w.Shard] = w.ID
+	l.watermarks[w.Shard] = shard.SealedWindow{ID: w.ID, Token: w.Token}
 	return applied, nil
 }
 
@@ -73,7 +73,10 @@ func (l *Ledger) Apply(_ context.Context, w flush.Window) (flush.Applied, error)
 func (l *Ledger) Bases(_ context.Context, keys []string) (shard.LedgerBases, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	bases := shard.LedgerBases{Watermarks: append([]int64(nil), l.watermarks...)}
+	var bases shard.LedgerBases
+	for _, w := range l.watermarks {
+		bases.Watermarks = append(bases.Watermarks, w.ID)
+	}
 	for _, key := range keys {
 		for n := range l.watermarks {
 			row := ledgerRow{key, n}

@@ -55,6 +55,7 @@ type shardState struct {
 	restoreDue  bool
 	windows     []*window // ascending
 	bases       map[baseName]base
+	tokens      map[int64]string // by which windows were sealed
 	spread      map[string]int64
 	claims      map[string]*claims // by bucket
 }
@@ -80,12 +81,14 @@ type claims struct {
 }
 
 func newShardState() *shardState {
-	return &shardState{bases: map[baseName]base{}, spread: map[string]int64{}, claims: map[string]*claims{}}
+	return &shardState{
+		bases: map[baseName]base{}, tokens: map[int64]string{}, spread: map[string]int64{}, claims: map[string]*claims{},
+	}
 }
 
 func (s *shardState) clone() *shardState {
 	c := *s
-	c.bases, c.spread = maps.Clone(s.bases), maps.Clone(s.spread)
+	c.bases, c.spread, c.tokens = maps.Clone(s.bases), maps.Clone(s.spread), maps.Clone(s.tokens)
 	c.claims = make(map[string]*claims, len(s.claims))
 	for name, bucket := range s.claims {
 		c.claims[name] = &claims{forget: bucket.forget, values: maps.Clone(bucket.values)}
@@ -133,6 +136,12 @@ func (s *shardState) open(now int64) *window {
 	}
 	s.windows = append(s.windows, w)
 	return w
+}
+
+// knows reports whether the window was sealed here by its token.
+func (s *shardState) knows(w shard.SealedWindow) bool {
+	token, sealed := s.tokens[w.ID]
+	return sealed && token == w.Token
 }
 
 // rollback records that Redis was found to have gone back in time.

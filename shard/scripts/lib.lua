@@ -7,6 +7,7 @@
 -- w:<id>    hash: key -> pending delta, "\1"key -> spread marker set in this window
 -- base:<gen>:<key>  what the ledger holds of the key for this shard
 -- spread    hash: key -> spread marker
+-- tokens    hash: window id -> the token by which it was sealed
 -- claims    sorted set: name of a claim bucket -> when it may be forgotten
 -- id:<t>, any:<t>, once:<period>:<t>, batch:<t>  claim buckets
 

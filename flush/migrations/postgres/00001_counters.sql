@@ -32,9 +32,11 @@ COMMENT ON TABLE history IS 'Internal: read the view counter_history.';
 
 CREATE TABLE shards (
     shard     smallint PRIMARY KEY,
-    watermark bigint NOT NULL DEFAULT 0
+    watermark bigint NOT NULL DEFAULT 0,
+    token     text   NOT NULL DEFAULT ''
 ) WITH (fillfactor = 50);
 COMMENT ON COLUMN shards.watermark IS 'Id of the last window of the shard that was applied; an older window never is.';
+COMMENT ON COLUMN shards.token IS 'Token by which that window was sealed in Redis.';
 
 -- Rows are inserted, kept for the dedupe window, and deleted, so dead rows are the rule.
 CREATE TABLE request_ids (
