@@ -122,17 +122,19 @@ func newWorld(t *testing.T, seed uint64, redis modelRedis, ledger modelLedger, r
 	return w
 }
 
+func quietLog() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)) }
+
 func newModelStore(scripts shard.Scripts, ledger shard.BaseLoader) *shard.Store {
 	return shard.New(scripts, ledger, shard.Config{
 		Shards: 1, Dedupe: modelDedupe, BaseTTL: time.Hour, MissingTTL: time.Hour,
-		Metrics: shard.NewMetrics(prometheus.NewRegistry()), Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Metrics: shard.NewMetrics(prometheus.NewRegistry()), Logger: quietLog(),
 	})
 }
 
 func newModelWorker(scripts shard.Scripts, ledger flush.WindowLedger) *flush.Worker {
 	return flush.NewWorker(scripts, ledger, flush.WorkerConfig{
 		Shards: 1, Interval: time.Hour, Concurrency: 1, StepTimeout: time.Minute,
-		Registerer: prometheus.NewRegistry(), Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Registerer: prometheus.NewRegistry(), Logger: quietLog(),
 	})
 }
 

@@ -91,7 +91,7 @@ var claimCases = map[string]func(t *testing.T, f *fixture){
 
 	"claims/timed after a rollback": func(t *testing.T, f *fixture) {
 		f.applied(t, f.claims(timed(epochMS+1, "known", "v")))
-		f.seal(t, 0, epochMS+2, "g", sealReply{Windows: 1, RolledBack: true, RestoreDue: true})
+		f.seal(t, 0, epochMS+2, "g", sealReply{RolledBack: true, RestoreDue: true})
 		f.advance(t, 1000)
 		f.refused(t, f.claims(timed(epochMS, "new", "v")), aged(epochMS))
 		f.applied(t, f.claims(timed(epochMS+1, "new", "v")))
@@ -142,7 +142,7 @@ var claimCases = map[string]func(t *testing.T, f *fixture){
 
 	"claims/opaque after a rollback": func(t *testing.T, f *fixture) {
 		f.applied(t, f.claims(opaque("known", "v")))
-		f.seal(t, 0, epochMS+1, "g", sealReply{Windows: 1, RolledBack: true, RestoreDue: true})
+		f.seal(t, 0, epochMS+1, "g", sealReply{RolledBack: true, RestoreDue: true})
 		f.advance(t, opaqueMS)
 		f.refused(t, f.claims(opaque("new", "v")), aged(epochMS))
 		f.refused(t, f.claims(opaque("known", "v")), shard.WriteReply{

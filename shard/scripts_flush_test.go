@@ -220,16 +220,14 @@ var flushCases = map[string]func(t *testing.T, f *fixture){
 	"restore markers": func(t *testing.T, f *fixture) {
 		f.spread(t, 0, []string{"a"}, epochMS)
 		f.advance(t, windowMS)
-		f.seal(t, 0, epochMS+1, "g", sealReply{
-			Windows: 1, RolledBack: true, RestoreDue: true, Sealed: []int64{epochMS},
-		})
+		f.seal(t, 0, epochMS+1, "g", sealReply{RolledBack: true, RestoreDue: true})
 		f.advance(t, 10)
-		f.seal(t, 0, epochMS+1, "g", sealReply{Windows: 1, RestoreDue: true, Sealed: []int64{epochMS}})
+		f.seal(t, 0, epochMS+1, "g", sealReply{RestoreDue: true})
 		for range 2 {
 			f.restoreMarkers(t, 0, map[string]int64{"a": 5, "b": 6})
 			f.reads(t, 0, "a", shard.KeyValue{Marker: epochMS})
 			f.reads(t, 0, "b", shard.KeyValue{Marker: 6})
-			f.seal(t, 0, epochMS+1, "g", sealReply{Windows: 1, Sealed: []int64{epochMS}})
+			f.seal(t, 0, epochMS+1, "g", sealReply{})
 			// Ids may have been routed without the markers up to now.
 			f.refused(t, f.batchAfter(claiming(part(0, entry("c", 1)), timed(f.now, "id", "v"))), aged(f.now))
 			f.advance(t, 1)

@@ -15,19 +15,19 @@ func (r *Redis) Seal(_ context.Context, n int, applied shard.SealedWindow, fresh
 	now, unlock := r.lock()
 	defer unlock()
 	s := r.shards[n]
-	reply := shard.SealReply{Time: now, Windows: len(s.windows)}
 	watermark, fin := applied.ID, s.fin
 	// The ledger has only what was sealed here, and finished unless it is still here.
-	reply.RolledBack = watermark > 0 && watermark >= fin && !s.knows(applied)
-	s.sealed = max(s.sealed, watermark)
 	holdsApplied := len(s.windows) > 0 && s.windows[0].id <= watermark
-	if watermark > fin && !holdsApplied {
-		s.fin, s.gen, reply.RolledBack = watermark, fresh, true
-	}
+	reply := shard.SealReply{Time: now}
+	reply.RolledBack = watermark > fin && !holdsApplied || watermark > 0 && watermark >= fin && !s.knows(applied)
 	if reply.RolledBack {
-		s.rollback(now)
+		s.windows = slices.DeleteFunc(s.windows, func(w *window) bool { return w.id <= watermark })
+		s.fin, s.gen = watermark, fresh
 		s.tokens[watermark] = applied.Token
+		s.rollback(now)
 	}
+	reply.Windows = len(s.windows)
+	s.sealed = max(s.sealed, watermark)
 	for _, w := range s.windows {
 		if now-w.id < r.cfg.Window.Milliseconds() {
 			continue

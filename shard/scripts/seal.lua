@@ -17,13 +17,25 @@ local windows = redis.call('LRANGE', prefix .. 'windows', 0, -1)
 local tokens_key = prefix .. 'tokens'
 
 -- A watermark below fin was read before another worker went on, and proves nothing.
-local rolled_back = watermark > 0 and watermark >= fin and redis.call('HGET', tokens_key, ARGV[1]) ~= token
-local applied, due, tokens, more = false, {}, {}, 0
+local applied = windows[1] and tonumber(windows[1]) <= watermark
+local rolled_back = watermark > fin and not applied
+  or watermark > 0 and watermark >= fin and redis.call('HGET', tokens_key, ARGV[1]) ~= token
+local first = 1
+if rolled_back then
+  -- What is here of windows that the ledger has are stale copies (rule 5). They go at once: the worker that applied
+  -- one of them may be about to begin, and would find the token in place.
+  while windows[first] and tonumber(windows[first]) <= watermark do
+    redis.call('UNLINK', prefix .. 'w:' .. windows[first])
+    first = first + 1
+  end
+  redis.call('LTRIM', prefix .. 'windows', first - 1, -1)
+  redis.call('HSET', KEYS[1], 'fin', integer(watermark), 'gen', fresh, 'lost', integer(now), 'restore', '1')
+  redis.call('HSET', tokens_key, ARGV[1], token)
+end
 -- Nothing more may be written to a window that the ledger has.
-local newest = math.max(sealed, watermark)
-for i = 1, #windows do
+local newest, due, tokens, more = math.max(sealed, watermark), {}, {}, 0
+for i = first, #windows do
   local window = tonumber(windows[i])
-  if window <= watermark then applied = true end
   if now - window >= length then
     newest = math.max(newest, window)
     redis.call('HSETNX', tokens_key, windows[i], fresh)
@@ -35,16 +47,8 @@ for i = 1, #windows do
     end
   end
 end
-if watermark > fin and not applied then
-  rolled_back = true
-  redis.call('HSET', KEYS[1], 'fin', integer(watermark), 'gen', fresh)
-end
-if rolled_back then
-  redis.call('HSET', KEYS[1], 'lost', integer(now), 'restore', '1')
-  redis.call('HSET', tokens_key, ARGV[1], token)
-end
 if newest > sealed then redis.call('HSET', KEYS[1], 'sealed', integer(newest)) end
 for _, window in ipairs(redis.call('HKEYS', tokens_key)) do
   if tonumber(window) < math.min(watermark, fin) then redis.call('HDEL', tokens_key, window) end
 end
-return {now, rolled_back and 1 or 0, (rolled_back or meta[3]) and 1 or 0, #windows, more, due, tokens}
+return {now, rolled_back and 1 or 0, (rolled_back or meta[3]) and 1 or 0, #windows - first + 1, more, due, tokens}

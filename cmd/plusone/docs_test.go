@@ -1,0 +1,194 @@
+package main_test
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/plusone-dev/plusone/flush"
+	"github.com/plusone-dev/plusone/internal/testproc"
+	"github.com/plusone-dev/plusone/server"
+	"github.com/plusone-dev/plusone/shard"
+)
+
+func readDoc(t *testing.T, name string) string {
+	t.Helper()
+	text, err := os.ReadFile("../../" + name)
+	must(t, err)
+	return string(text)
+}
+
+// helpOf is the help of a command, each flag on a line of its own.
+func helpOf(t *testing.T, command string) string {
+	t.Helper()
+	output, code := execute(t, nil, command, "--help")
+	if code != 0 {
+		t.Fatalf("%s --help: exit code %d", command, code)
+	}
+	return output
+}
+
+var (
+	helpFlag = regexp.MustCompile(`(?m)^  (?:-h, )?(--[a-z-]+(?:=\S+)?)`)
+	docFlag  = regexp.MustCompile("`(--[a-z][a-z-]*)(=[^`]*)?`")
+	docEnv   = regexp.MustCompile(`PLUSONE_[A-Z_]+`)
+	docRow   = regexp.MustCompile("(?m)^\\| `(--[a-z-]+(?:=[^`]*)?)` \\| *([fm ]*?) *\\|")
+)
+
+// Every flag is in the table of settings, with its default and its commands, and no other one is anywhere.
+func TestDocumentedFlags(t *testing.T) {
+	t.Parallel()
+	commands := map[string]string{"": "serve", "f": "flush", "m": "migrate"}
+	want, names := map[string]string{}, map[string]bool{}
+	help := map[string]string{}
+	for _, mark := range []string{"", "f", "m"} {
+		help[mark] = helpOf(t, commands[mark])
+		for _, match := range helpFlag.FindAllStringSubmatch(help[mark], -1) {
+			flag := strings.TrimSuffix(match[1], "=URL")
+			if flag != "--help" {
+				want[flag] = strings.TrimSpace(want[flag] + " " + mark)
+				name, _, _ := strings.Cut(flag, "=")
+				names[name] = true
+				if env := envOf(name); !strings.Contains(help[mark], "$"+env) {
+					t.Errorf("the help of %s does not name %s", commands[mark], env)
+				}
+			}
+		}
+	}
+	operating := readDoc(t, "docs/operating.md")
+	got := map[string]string{}
+	for _, row := range docRow.FindAllStringSubmatch(operating, -1) {
+		got[row[1]] = row[2]
+	}
+	for flag, marks := range want {
+		if documented, ok := got[flag]; !ok || documented != marks {
+			t.Errorf("docs/operating.md has %q for commands %q, want %q (%t)", flag, documented, marks, ok)
+		}
+	}
+	if len(got) != len(want) {
+		t.Errorf("docs/operating.md documents %d flags, there are %d", len(got), len(want))
+	}
+	for name, text := range map[string]string{"docs/operating.md": operating, "README.md": readDoc(t, "README.md")} {
+		for _, match := range docFlag.FindAllStringSubmatch(text, -1) {
+			if !names[match[1]] {
+				t.Errorf("%s mentions %s, which does not exist", name, match[1])
+			}
+		}
+		for _, env := range docEnv.FindAllString(text, -1) {
+			if !strings.Contains(help[""], "$"+env) {
+				t.Errorf("%s mentions %s, which does not exist", name, env)
+			}
+		}
+	}
+}
+
+func envOf(flag string) string {
+	return "PLUSONE_" + strings.ToUpper(strings.ReplaceAll(strings.TrimPrefix(flag, "--"), "-", "_"))
+}
+
+// The metrics of the documentation are those that exist.
+func TestDocumentedMetrics(t *testing.T) {
+	t.Parallel()
+	registry := prometheus.NewRegistry()
+	logger := slog.New(slog.DiscardHandler)
+	s, err := server.New(nil, server.Config{Registry: registry, Logger: logger})
+	must(t, err)
+	defer func() { must(t, s.Shutdown(context.Background())) }()
+	direct, err := flush.NewDirect(nil, flush.DirectConfig{Registry: registry, Logger: logger})
+	must(t, err)
+	defer func() { must(t, direct.Close(context.Background())) }()
+	shard.NewMetrics(registry)
+	flush.NewWorker(nil, nil, flush.WorkerConfig{Registerer: registry, Logger: logger})
+
+	described := make(chan *prometheus.Desc)
+	go func() {
+		registry.Describe(described)
+		close(described)
+	}()
+	var want []string
+	name := regexp.MustCompile(`fqName: "([^"]+)"`)
+	for d := range described {
+		want = append(want, name.FindStringSubmatch(d.String())[1])
+	}
+	slices.Sort(want)
+	want = slices.Compact(want)
+
+	got := regexp.MustCompile("plusone_(?:grpc|server|cache|direct|redis|shard|flush)_[a-z_]+").FindAllString(readDoc(t, "docs/operating.md"), -1)
+	slices.Sort(got)
+	got = slices.Compact(got)
+	for _, metric := range want {
+		if !slices.Contains(got, metric) {
+			t.Errorf("docs/operating.md lacks %s", metric)
+		}
+	}
+	for _, metric := range got {
+		if !slices.Contains(want, metric) {
+			t.Errorf("docs/operating.md names %s, which does not exist", metric)
+		}
+	}
+}
+
+// What the documentation shows of SQL runs.
+func TestDocumentedSQL(t *testing.T) {
+	t.Parallel()
+	blocks := regexp.MustCompile("(?s)```sql\n(.*?)```").FindAllStringSubmatch(readDoc(t, "docs/operating.md"), -1)
+	if len(blocks) < 2 {
+		t.Fatalf("found %d blocks", len(blocks))
+	}
+	url := migratedDatabase(t)
+	for _, block := range blocks {
+		for statement := range strings.SplitSeq(block[1], ";") {
+			if strings.TrimSpace(statement) != "" {
+				runSQL(t, url, statement)
+			}
+		}
+	}
+}
+
+// The Go of the README compiles, and counts.
+func TestReadmeGo(t *testing.T) {
+	t.Parallel()
+	block := regexp.MustCompile("(?s)```go\n(.*?)```").FindStringSubmatch(readDoc(t, "README.md"))
+	if block == nil {
+		t.Fatal("README.md has no Go")
+	}
+	s := start(t, "--data="+testproc.TempDir(t)+"/plusone.db")
+	program := `package main
+
+import (
+	"context"
+	"log"
+
+	"github.com/plusone-dev/plusone/client"
+)
+
+func main() {
+	if err := readme(context.Background()); err != nil {
+		log.Fatal(err)
+	}
+}
+
+func readme(ctx context.Context) error {
+` + strings.ReplaceAll(block[1], "127.0.0.1:50051", s.grpcAddr) + `
+	log.Print("count is ", count.Count)
+	return err
+}
+`
+	file := filepath.Join(t.TempDir(), "main.go")
+	must(t, os.WriteFile(file, []byte(program), 0o600))
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	// From here, the import is that of this module.
+	output, err := exec.CommandContext(ctx, "go", "run", file).CombinedOutput()
+	if err != nil || !strings.Contains(string(output), "count is 1") {
+		t.Errorf("%v:\n%s", err, output)
+	}
+}

@@ -1,0 +1,77 @@
+package main_test
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/plusone-dev/plusone/client"
+	"github.com/plusone-dev/plusone/internal/pgtest"
+	"github.com/plusone-dev/plusone/internal/redistest"
+)
+
+// BenchmarkRedisMemory measures what sizing needs: bytes of Redis memory for each key that is pending in a window,
+// each base that is cached, and each request id. It is as long for any -benchtime; use 1x.
+func BenchmarkRedisMemory(b *testing.B) {
+	const size = 100_000
+	redis := redistest.Start(b)
+	s := start(b, "--redis-url="+redis.URL(), "--postgres-url="+pgtest.NewDatabase(b), "--window=1h", "--hot-threshold=0",
+		"--base-ttl=24h", "--missing-ttl=24h")
+	c := dial(b, s)
+	ctx := context.Background()
+	key := func(i int) string { return fmt.Sprintf("views/post:%07d", i) }
+	for b.Loop() {
+		empty := usedMemory(b, redis)
+		for from := 0; from < size; from += 10_000 {
+			entries := make([]client.Entry, 10_000)
+			for i := range entries {
+				entries[i] = client.Entry{Key: key(from + i), Delta: 1}
+			}
+			_, err := c.BatchIncrement(ctx, entries)
+			must(b, err)
+		}
+		pending := usedMemory(b, redis)
+		for from := 0; from < size; from += 1_000 {
+			keys := make([]string, 1_000)
+			for i := range keys {
+				keys[i] = key(from + i)
+			}
+			_, err := c.BatchGet(ctx, keys, client.Fresh())
+			must(b, err)
+		}
+		cached := usedMemory(b, redis)
+		var callers sync.WaitGroup
+		for range 100 {
+			callers.Go(func() {
+				for range size / 100 {
+					if _, err := c.Increment(ctx, key(0), 1); err != nil {
+						b.Error(err)
+						return
+					}
+				}
+			})
+		}
+		callers.Wait()
+		claimed := usedMemory(b, redis)
+		b.ReportMetric(float64(pending-empty)/size, "B/pending-key")
+		b.ReportMetric(float64(cached-pending)/size, "B/cached-key")
+		b.ReportMetric(float64(claimed-cached)/size, "B/request-id")
+		redis.Do("FLUSHALL")
+	}
+}
+
+func usedMemory(t testing.TB, redis *redistest.Server) int {
+	t.Helper()
+	for line := range strings.Lines(redis.Do("INFO", "memory")) {
+		if value, ok := strings.CutPrefix(line, "used_memory:"); ok {
+			n, err := strconv.Atoi(strings.TrimSpace(value))
+			must(t, err)
+			return n
+		}
+	}
+	t.Fatal("INFO memory has no used_memory")
+	return 0
+}
