@@ -167,14 +167,14 @@ func TestDirectCallerLeaves(t *testing.T) {
 		if !errors.Is(taken.err, counter.ErrInDoubt) || !errors.Is(taken.err, cause) {
 			t.Errorf("left during the transaction: %v, want ErrInDoubt and the cause", taken.err)
 		}
-		if waiting.err != cause {
+		if !errors.Is(waiting.err, cause) {
 			t.Errorf("left before the transaction: %v, want only the cause", waiting.err)
 		}
 		close(ledger.gate)
 		if <-stays.done; stays.err != nil {
 			t.Errorf("stayed: %v", stays.err)
 		}
-		if _, err := d.Apply(ctx, ledgertest.Add("gone", 1)); err != cause {
+		if _, err := d.Apply(ctx, ledgertest.Add("gone", 1)); !errors.Is(err, cause) {
 			t.Errorf("was gone before: %v, want the cause", err)
 		}
 		if want := []string{"taken", "stays"}; !slices.Equal(ledger.groups, want) {

@@ -37,7 +37,7 @@ func TestMeaningOfPostgresErrors(t *testing.T) {
 				t.Errorf("%s: the driver's error is lost: %v", test.name, got)
 			}
 			for _, meaning := range []error{counter.ErrFull, counter.ErrUnavailable, counter.ErrInDoubt} {
-				if is := errors.Is(got, meaning); is != (meaning == want) {
+				if is := errors.Is(got, meaning); is != errors.Is(meaning, want) {
 					t.Errorf("%s, committing %v: is %q: %v", test.name, i == 1, meaning, is)
 				}
 			}

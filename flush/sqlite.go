@@ -89,9 +89,9 @@ func resolve(path string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	real, err := filepath.EvalSymlinks(path)
+	target, err := filepath.EvalSymlinks(path)
 	if err == nil {
-		return real, nil
+		return target, nil
 	}
 	if !errors.Is(err, os.ErrNotExist) {
 		return "", err

@@ -93,11 +93,11 @@ func (s *SQLite) standing(ctx context.Context, w *sqliteWriter, g *group, now in
 	}
 	held.history = make(map[string]int64)
 	bucket := s.opts.History.bucket(now)
-	args = make([]any, 0, 2*len(keys))
+	pairs := make([]any, 0, 2*len(keys))
 	for _, key := range keys {
-		args = append(args, key, bucket)
+		pairs = append(pairs, key, bucket)
 	}
-	err := w.query(ctx, findHistory, args, []any{&key, &value}, func() { held.history[key] = value })
+	err := w.query(ctx, findHistory, pairs, []any{&key, &value}, func() { held.history[key] = value })
 	return held, err
 }
 
@@ -156,7 +156,7 @@ func (s *SQLite) Counts(ctx context.Context, keys []string) ([]counter.Count, er
 		positions[key] = append(positions[key], i)
 		args[i] = key
 	}
-	query := `SELECT key, count, likes FROM counters WHERE key IN (?` + strings.Repeat(`, ?`, len(keys)-1) + `)`
+	query := `SELECT key, count, likes FROM counters WHERE key IN (?` + strings.Repeat(`, ?`, len(keys)-1) + `)` //nolint:gosec // placeholders alone
 	rows, err := s.readers.QueryContext(ctx, query, args...)
 	if err != nil {
 		return nil, sqliteError("read counts", err)

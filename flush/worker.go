@@ -296,6 +296,6 @@ func chunks(w Window, clipped map[string]int64) []moveStep {
 // remembers.
 func random() string {
 	var b [8]byte
-	rand.Read(b[:]) //nolint:errcheck // never fails
+	rand.Read(b[:])
 	return hex.EncodeToString(b[:])
 }

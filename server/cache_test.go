@@ -152,16 +152,16 @@ func TestFreshReadDoesNotJoinOlderLoad(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := &clockStore{latency: time.Second}
 		s := newService(t, store, Config{})
-		go s.Get(t.Context(), &plusonev1.GetRequest{Key: "k"})
+		go func() { _, _ = s.Get(t.Context(), &plusonev1.GetRequest{Key: "k"}) }()
 		synctest.Wait()
 		time.Sleep(100 * time.Millisecond)
 		wantCount(t, get(t, s, &plusonev1.GetRequest{Key: "k", MaxAge: durationpb.New(0)}), 2, false)
 
-		go s.Get(t.Context(), &plusonev1.GetRequest{Key: "l"})
+		go func() { _, _ = s.Get(t.Context(), &plusonev1.GetRequest{Key: "l"}) }()
 		synctest.Wait()
 		time.Sleep(100 * time.Millisecond)
 		wantCount(t, get(t, s, &plusonev1.GetRequest{Key: "l", MaxAge: durationpb.New(99 * time.Millisecond)}), 4, false)
-		go s.Get(t.Context(), &plusonev1.GetRequest{Key: "m"})
+		go func() { _, _ = s.Get(t.Context(), &plusonev1.GetRequest{Key: "m"}) }()
 		synctest.Wait()
 		time.Sleep(100 * time.Millisecond)
 		wantCount(t, get(t, s, &plusonev1.GetRequest{Key: "m", MaxAge: durationpb.New(100 * time.Millisecond)}), 5, false)

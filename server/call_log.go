@@ -95,7 +95,7 @@ func (l *callLog) write(ctx context.Context, level slog.Level, limit *lineLimit,
 	if suppressed > 0 {
 		attrs = append(attrs, slog.Int("suppressed_before", suppressed))
 	}
-	l.logger.LogAttrs(ctx, level, message, attrs...)
+	l.logger.LogAttrs(ctx, level, message, attrs...) //nolint:sloglint // the callers' messages are constant
 }
 
 // lineLimit lets maxLinesPerSecond pass in each second.

@@ -273,7 +273,7 @@ func TestNewRefusesBadConfig(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer first.Shutdown(t.Context())
+	defer func() { _ = first.Shutdown(t.Context()) }()
 	for name, config := range map[string]Config{
 		"MaxDelta":            {MaxDelta: -1},
 		"RequestTimeout":      {RequestTimeout: time.Microsecond},

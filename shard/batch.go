@@ -154,7 +154,7 @@ func (s *shardBatch) claim(p *part, c *claim) {
 // seal gives the batch an id and the time it was made, and returns it as it is sent.
 func (b *batch) seal(made int64) *WriteBatch {
 	var id [16]byte
-	rand.Read(id[:]) //nolint:errcheck // never fails
+	rand.Read(id[:])
 	b.write = WriteBatch{ID: string(id[:]), Made: made, Shards: b.write.Shards[:0]}
 	for _, n := range b.used {
 		s := b.shards[n]

@@ -27,7 +27,7 @@ type hotDetector struct {
 
 func newHotDetector(threshold int) *hotDetector {
 	return &hotDetector{
-		threshold: uint32(threshold), exact: map[string]uint32{}, found: map[string]bool{}, //nolint:gosec // validated
+		threshold: uint32(threshold), exact: map[string]uint32{}, found: map[string]bool{},
 	}
 }
 
@@ -49,14 +49,14 @@ func (d *hotDetector) add(key string, n int) bool {
 	}
 	cell := &d.cells[xxhash.Sum64String(key)%hotCells]
 	if *cell < d.threshold {
-		*cell += uint32(n) //nolint:gosec // a batch is small
+		*cell += uint32(n)
 		return false
 	}
 	count, counted := d.exact[key]
 	if !counted && len(d.exact) >= hotCandidates {
 		return false
 	}
-	count += uint32(n) //nolint:gosec // as above
+	count += uint32(n)
 	d.exact[key] = count
 	if count < d.threshold || d.found[key] {
 		return false

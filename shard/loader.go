@@ -175,7 +175,7 @@ func (l *loader) bases(rows map[string]*ledgerKey, shard int, keys []string) []B
 				bases[i].Marker = k.marker
 			}
 		}
-		bases[i].TTL -= rand.N(bases[i].TTL/ttlJitterDivide + 1) //nolint:gosec // not a secret
+		bases[i].TTL -= rand.N(bases[i].TTL/ttlJitterDivide + 1)
 	}
 	return bases
 }

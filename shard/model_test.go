@@ -4,7 +4,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"io"
 	"log/slog"
 	"math/rand/v2"
 	"slices"
@@ -122,7 +121,7 @@ func newWorld(t *testing.T, seed uint64, redis modelRedis, ledger modelLedger, r
 	return w
 }
 
-func quietLog() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)) }
+func quietLog() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
 func newModelStore(scripts shard.Scripts, ledger shard.BaseLoader) *shard.Store {
 	return shard.New(scripts, ledger, shard.Config{
@@ -298,7 +297,7 @@ func (w *world) send(o *operation) {
 	case err != nil:
 		o.done = true
 		made, timed := o.change().RequestID.Time()
-		if !w.rollback && !(timed && errors.Is(err, counter.ErrRequestIDExpired) && w.redis.Micros()/1000-made > modelDedupe.Milliseconds()) {
+		if !w.rollback && (!timed || !errors.Is(err, counter.ErrRequestIDExpired) || w.redis.Micros()/1000-made <= modelDedupe.Milliseconds()) {
 			w.failf("operation %d was refused: %v", o.n, err)
 		}
 	case o.acked && r.Outcome != counter.Duplicate && !w.rollback:

@@ -36,7 +36,7 @@ func (r *twinRedis) Windows() []int64        { return r.Redis.Windows(0) }
 
 func (r *twinRedis) Snapshot() (restore func()) {
 	s := r.Redis.Snapshot()
-	return func() { r.Redis.Restore(s) }
+	return func() { r.Restore(s) }
 }
 
 func TestModelOnTwin(t *testing.T) {

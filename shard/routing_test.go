@@ -1,6 +1,7 @@
 package shard_test
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -29,12 +30,8 @@ type routed struct {
 // counted once: every retry meets its own claim (rule 9).
 func TestRoutingModel(t *testing.T) {
 	t.Parallel()
-	runs := *modelRuns
-	for range runs {
-		seed := rand.Uint64()
-		if *modelSeed != 0 {
-			seed, runs = *modelSeed, 1
-		}
+	for range *modelRuns {
+		seed := cmp.Or(*modelSeed, rand.Uint64())
 		routeOnce(t, seed)
 		if t.Failed() {
 			t.Fatalf("repeat with: -run '^%s$' -model.seed %d", t.Name(), seed)

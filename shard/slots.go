@@ -16,7 +16,7 @@ const MaxShards = 1024
 func Home(key string, shards int) int { return hash(key, shards) }
 
 func hash(s string, shards int) int {
-	return int(xxhash.Sum64String(s) % uint64(shards)) //nolint:gosec // below shards
+	return int(xxhash.Sum64String(s) % uint64(shards))
 }
 
 // Tags returns the hash tags of the shards. Their slots are evenly spaced, in the middle of equal ranges, so

@@ -73,7 +73,7 @@ func (s *Store) Close(ctx context.Context) error {
 // turn spreads changes without claims over the shards, in runs that are long enough to be merged.
 func (s *Store) turn() int {
 	const run = 64
-	return int(s.turns.Add(1) / run % uint64(s.cfg.Shards)) //nolint:gosec // below shards
+	return int(s.turns.Add(1) / run % uint64(s.cfg.Shards))
 }
 
 func (s *Store) lane(shard int) int {

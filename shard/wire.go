@@ -84,7 +84,7 @@ func parseWriteReply(message rueidis.RedisMessage) (WriteReply, error) {
 	if err != nil {
 		return WriteReply{}, err
 	}
-	reply := WriteReply{Status: WriteStatus(status)} //nolint:gosec // 0 to 2
+	reply := WriteReply{Status: WriteStatus(status)}
 	if reply.Micros, err = parts[1].AsInt64(); err != nil || reply.Status == WriteApplied {
 		return reply, err
 	}

@@ -22,6 +22,7 @@ const (
 	shards       = 8
 	window       = 100 * time.Millisecond
 	hotThreshold = 50
+	hotKey       = "hot/key"
 )
 
 func TestSharded(t *testing.T) {
@@ -147,9 +148,9 @@ func apply(t *testing.T, s *shard.Store, c counter.Change, want counter.Outcome)
 	}
 }
 
-func count(t *testing.T, s *shard.Store, key string) int64 {
+func count(t *testing.T, s *shard.Store) int64 {
 	t.Helper()
-	r := s.Counts(t.Context(), []string{key})[0]
+	r := s.Counts(t.Context(), []string{hotKey})[0]
 	must(t, r.Err)
 	return r.Value
 }
@@ -166,7 +167,7 @@ func TestHotKeyIsFound(t *testing.T) {
 			t.Parallel()
 			d := newDeployment(t, start(t)...)
 			hammered, other := d.store(t), d.store(t)
-			const key = "hot/key"
+			const key = hotKey
 			added := int64(0)
 			one := counter.Change{Entries: []counter.Entry{{Key: key, Delta: 1}}}
 			spread := func() bool {
@@ -188,14 +189,14 @@ func TestHotKeyIsFound(t *testing.T) {
 				apply(t, other, one, counter.Applied)
 				added += 2
 			}
-			if got := count(t, other, key); got != added {
+			if got := count(t, other); got != added {
 				t.Errorf("count is %d, want %d", got, added)
 			}
 			d.drain(t)
 			if total, rows := d.ledgerTotal(t, key); total != added || rows != shards {
 				t.Errorf("ledger holds %d in %d rows, want %d in %d", total, rows, added, shards)
 			}
-			if got := count(t, d.store(t), key); got != added {
+			if got := count(t, d.store(t)); got != added {
 				t.Errorf("count after the drain is %d, want %d", got, added)
 			}
 		})
@@ -207,7 +208,7 @@ func TestHotKeyIsFound(t *testing.T) {
 func TestSpreadKeyKeepsClaims(t *testing.T) {
 	t.Parallel()
 	d := newDeployment(t, redistest.Start(t).Addr)
-	const key = "hot/key"
+	const key = hotKey
 	now := time.Now()
 	marker := now.Add(-4 * time.Minute)
 	conn, err := pgx.Connect(t.Context(), d.postgresURL)
@@ -217,7 +218,7 @@ func TestSpreadKeyKeepsClaims(t *testing.T) {
 		key, shard.Home(key, shards), marker.UnixMilli())
 	must(t, err)
 	knows := d.store(t)
-	if got := count(t, knows, key); got != 100 { // and takes the marker to Redis
+	if got := count(t, knows); got != 100 { // and takes the marker to Redis
 		t.Fatalf("count is %d, want 100", got)
 	}
 	want := int64(100)
@@ -249,7 +250,7 @@ func TestSpreadKeyKeepsClaims(t *testing.T) {
 	apply(t, knows, batch, counter.Applied)
 	apply(t, d.store(t), batch, counter.Duplicate)
 	want += 5
-	if got := count(t, d.store(t), key); got != want {
+	if got := count(t, d.store(t)); got != want {
 		t.Errorf("count is %d, want %d", got, want)
 	}
 	d.drain(t)
@@ -257,7 +258,7 @@ func TestSpreadKeyKeepsClaims(t *testing.T) {
 		t.Errorf("ledger holds %d in %d rows, want %d in %d", total, rows, want, shards)
 	}
 	must(t, d.flushAll(t))
-	if got := count(t, d.store(t), key); got != want {
+	if got := count(t, d.store(t)); got != want {
 		t.Errorf("count after FLUSHALL is %d, want %d", got, want)
 	}
 }
