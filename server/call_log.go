@@ -42,7 +42,7 @@ func (l *callLog) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo
 func (l *callLog) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 	began := time.Now()
 	err := handler(srv, stream)
-	if err != nil {
+	if err != nil && status.Code(err) != codes.Canceled { // which is how a health watch ends
 		l.callFailed(stream.Context(), info.FullMethod, "", began, err)
 	}
 	return err

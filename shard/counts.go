@@ -35,6 +35,7 @@ func (s *Store) Counts(ctx context.Context, keys []string) []counter.Reading {
 		}
 	}
 	for round := 0; ; round++ {
+		asked := time.Now()
 		missing, left := s.readRound(ctx, reads)
 		if !left {
 			break
@@ -47,7 +48,7 @@ func (s *Store) Counts(ctx context.Context, keys []string) []counter.Reading {
 			}
 			break
 		}
-		s.loadMissing(ctx, reads, missing)
+		s.loadMissing(ctx, reads, missing, asked)
 	}
 	answers := make([]counter.Reading, len(keys))
 	for i := range reads {
@@ -163,12 +164,13 @@ func (s *Store) takeOver(k *keyRead, r round, missing []baseRef) []baseRef {
 	return missing
 }
 
-// loadMissing loads bases and fails the reads whose base cannot be loaded.
-func (s *Store) loadMissing(ctx context.Context, reads []keyRead, missing []baseRef) {
+// loadMissing loads bases that were missing in a round that began at the given time, and fails the reads whose
+// base cannot be loaded.
+func (s *Store) loadMissing(ctx context.Context, reads []keyRead, missing []baseRef, asked time.Time) {
 	failed := make(map[string]error)
 	loads := make([]*baseLoad, 0, len(missing))
 	for _, ref := range missing {
-		load, err := s.loader.start(ref)
+		load, err := s.loader.start(ref, asked)
 		if err != nil {
 			failed[ref.key] = err
 			continue

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -21,6 +22,9 @@ const (
 	maxQueuedLoads  = 65_536
 	loadChunk       = 1_000 // bases per script
 	ttlJitterDivide = 8     // bases loaded together do not expire together
+	// keepFinished is how long a finished load is remembered. A reader that was told before it finished that
+	// the base is missing need not load it again; no read takes longer to come back.
+	keepFinished = 2 * readAttempts * readAttempt
 )
 
 // loader caches missing bases (rule 8). Loads that arrive while one is under way share the next query to the
@@ -34,8 +38,9 @@ type loader struct {
 	metrics    *Metrics
 	queue      *groupcommit.Queue[*baseLoad]
 
-	mu     sync.Mutex
-	flight map[baseRef]*baseLoad
+	mu       sync.Mutex
+	loads    map[baseRef]*baseLoad // under way, or finished without an error
+	finished []*baseLoad           // oldest first
 }
 
 // baseRef names the base of a key on a shard.
@@ -44,34 +49,36 @@ type baseRef struct {
 	shard int
 }
 
-// baseLoad is a load under way. Err is set before done is closed.
+// baseLoad is a load. Err is set before done is closed.
 type baseLoad struct {
 	ref  baseRef
 	err  error
 	done chan struct{}
+	at   time.Time // when it finished; zero while it is under way
 }
 
 func newLoader(s *Store, ledger BaseLoader) *loader {
 	l := &loader{
 		scripts: s.scripts, ledger: ledger, ttl: s.cfg.BaseTTL, missingTTL: s.cfg.MissingTTL, shards: s.cfg.Shards,
-		metrics: s.metrics, flight: map[baseRef]*baseLoad{},
+		metrics: s.metrics, loads: map[baseRef]*baseLoad{},
 	}
 	l.queue = groupcommit.New(groupcommit.Config[*baseLoad]{MaxQueue: maxQueuedLoads, MaxBatch: maxLoadBatch}, l.run)
 	return l
 }
 
-// start begins to load a base, or joins the load that is under way.
-func (l *loader) start(ref baseRef) (*baseLoad, error) {
+// start begins to load a base that was missing in a read that began at the given time, or joins the load that
+// has been under way since.
+func (l *loader) start(ref baseRef, asked time.Time) (*baseLoad, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if load := l.flight[ref]; load != nil {
+	if load := l.loads[ref]; load != nil && (load.at.IsZero() || load.at.After(asked)) {
 		return load, nil
 	}
 	load := &baseLoad{ref: ref, done: make(chan struct{})}
 	if err := l.queue.Add(load); err != nil {
 		return nil, queueError(err)
 	}
-	l.flight[ref] = load
+	l.loads[ref] = load
 	return load, nil
 }
 
@@ -81,14 +88,34 @@ func (l *loader) run(ctx context.Context, loads []*baseLoad) {
 	started := time.Now()
 	err := l.load(ctx, loads)
 	l.metrics.load(started, len(loads), err)
-	l.mu.Lock()
-	for _, load := range loads {
-		delete(l.flight, load.ref)
-	}
-	l.mu.Unlock()
+	l.settle(loads, err)
 	for _, load := range loads {
 		load.err = err
 		close(load.done)
+	}
+}
+
+// settle moves loads from those under way to those finished, and forgets old ones.
+func (l *loader) settle(loads []*baseLoad, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := time.Now()
+	for _, load := range loads {
+		load.at = now
+		if err != nil {
+			delete(l.loads, load.ref)
+		}
+	}
+	old := 0
+	for old < len(l.finished) && now.Sub(l.finished[old].at) > keepFinished {
+		if load := l.finished[old]; l.loads[load.ref] == load {
+			delete(l.loads, load.ref)
+		}
+		old++
+	}
+	l.finished = slices.Delete(l.finished, 0, old)
+	if err == nil {
+		l.finished = append(l.finished, loads...)
 	}
 }
 
