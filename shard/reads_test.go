@@ -83,7 +83,7 @@ func TestColdReadIsOneLookup(t *testing.T) {
 	t.Parallel()
 	c, store := newTrips(t)
 	home := shard.Home("cold", 8)
-	if _, err := c.Ledger.Apply(t.Context(), flush.Window{Shard: home, ID: 1, Deltas: map[string]int64{"cold": 7}}); err != nil {
+	if _, err := c.Apply(t.Context(), flush.Window{Shard: home, ID: 1, Deltas: map[string]int64{"cold": 7}}); err != nil {
 		t.Fatal(err)
 	}
 	value(t, store, "cold")

@@ -53,8 +53,9 @@ var flushCases = map[string]func(t *testing.T, f *fixture){
 		f.holds(t, 0, epochMS, map[string]int64{"a": 2})
 		f.advance(t, 1)
 		f.add(t, 0, entry("a", 4))
-		for range 2 {
-			f.seal(t, 0, 0, "g", sealReply{Windows: 2, Sealed: []int64{epochMS}})
+		for _, fresh := range []string{"first", "second"} {
+			f.seal(t, 0, 0, fresh, sealReply{Windows: 2, Sealed: []int64{epochMS}})
+			equal(t, "window", f.sealed(0, epochMS), shard.SealedWindow{ID: epochMS, Token: "first"})
 		}
 		f.seal(t, 1, 0, "g", sealReply{})
 	},

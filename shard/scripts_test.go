@@ -93,7 +93,11 @@ const clockKey = "test:clock"
 
 func openRedis(t testing.TB) *fixture {
 	t.Helper()
-	client := newClient(t, redistest.Start(t))
+	return clockedFixture(t, newClient(t, redistest.Start(t)))
+}
+
+func clockedFixture(t testing.TB, client rueidis.Client) *fixture {
+	t.Helper()
 	r, err := shard.NewClockedRedis(client, scriptConfig, clockKey)
 	must(t, err)
 	f := &fixture{Scripts: r}
