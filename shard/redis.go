@@ -114,40 +114,31 @@ func (r *Redis) Write(ctx context.Context, b *WriteBatch) (WriteReply, error) {
 	args := make([]string, 0, writeArgs(b))
 	args = append(args, b.ID, strconv.FormatInt(b.Made, 10), r.lifetimeMS, r.windowMS, r.dedupeMS, r.earlyMS, r.confirmed)
 	args = appendShardWrites(args, b.Shards)
-	var result rueidis.RedisResult
 	if r.cfg.WaitReplicas > 0 {
-		var err error
-		if result, err = r.execAndWait(ctx, r.write, keys, args); err != nil {
-			return WriteReply{}, err
-		}
-	} else {
-		result = r.write.exec(ctx, r.client, keys, args)
+		return r.writeAndWait(ctx, keys, args)
 	}
-	message, err := result.ToMessage()
-	if err != nil {
-		return WriteReply{}, err
-	}
-	return parseWriteReply(message)
+	return parseWriteReply(r.write.exec(ctx, r.client, keys, args))
 }
 
-// execAndWait runs a script and waits until the replicas have what it wrote. WAIT counts the writes of its own
-// connection, so both go over one.
-func (r *Redis) execAndWait(ctx context.Context, s *script, keys, args []string) (rueidis.RedisResult, error) {
+// writeAndWait returns when the replicas have what the script wrote, or found to be written. WAIT counts the
+// writes of its own connection, so both go over one.
+func (r *Redis) writeAndWait(ctx context.Context, keys, args []string) (WriteReply, error) {
 	client, release := r.client.Dedicate()
 	defer release()
-	result := s.exec(ctx, client, keys, args)
-	if result.Error() != nil {
-		return result, nil
+	reply, err := parseWriteReply(r.write.exec(ctx, client, keys, args))
+	if err != nil || reply.Status == WriteLate {
+		return reply, err
 	}
 	replicas, err := client.Do(ctx, client.B().Wait().Numreplicas(int64(r.cfg.WaitReplicas)).
 		Timeout(r.cfg.WaitTimeout.Milliseconds()).Build()).AsInt64()
 	if err != nil {
-		return result, fmt.Errorf("wait for replicas: %w", err)
+		// Not wrapped: an error reply to WAIT does not mean that the script was refused.
+		return WriteReply{}, fmt.Errorf("%w: %v", errTooFewReplicas, err)
 	}
 	if replicas < int64(r.cfg.WaitReplicas) {
-		return result, errTooFewReplicas
+		return WriteReply{}, errTooFewReplicas
 	}
-	return result, nil
+	return reply, nil
 }
 
 // errTooFewReplicas: the batch is applied, and fewer replicas than asked for have it.

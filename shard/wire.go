@@ -72,8 +72,8 @@ func appendClaims(args []string, g *ClaimGroup) []string {
 	return args
 }
 
-func parseWriteReply(message rueidis.RedisMessage) (WriteReply, error) {
-	parts, err := message.ToArray()
+func parseWriteReply(result rueidis.RedisResult) (WriteReply, error) {
+	parts, err := result.ToArray()
 	if err != nil {
 		return WriteReply{}, err
 	}
