@@ -30,7 +30,7 @@ type routed struct {
 // counted once: every retry meets its own claim (rule 9).
 func TestRoutingModel(t *testing.T) {
 	t.Parallel()
-	for range *modelRuns {
+	for range 3 * *modelRuns {
 		seed := cmp.Or(*modelSeed, rand.Uint64())
 		routeOnce(t, seed)
 		if t.Failed() {

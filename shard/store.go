@@ -189,15 +189,15 @@ func wait(ctx context.Context, j *job) error {
 }
 
 // claimedAtHome answers whether a change was counted at the key's home before its once-per claims moved away.
-// Only an id without a time needs it, and only for a dedupe window after the first period that went
-// elsewhere: any other id has but one place (rule 9).
+// Only an id without a time needs it, and only for a dedupe window after the start of the first period that
+// went elsewhere: any other id has but one place (rule 9).
 func (s *Store) claimedAtHome(ctx context.Context, c *counter.Change, p *part) (bool, error) {
 	if !p.once.current || !p.id.set || len(p.id.field) == len(c.RequestID.Bytes()) {
 		return false, nil
 	}
 	key, now := p.entries[0].Key, s.clock.milliseconds()
-	keep := (s.cfg.Dedupe + 2*counter.MaxEarly).Milliseconds()
-	if p.once.bucket-p.once.period > s.markers.get(key)+afterMarker || now > p.once.bucket+keep {
+	firstAway := counter.PeriodStart(s.markers.get(key)+afterMarker, c.OncePer) + p.once.period
+	if now > firstAway+(s.cfg.Dedupe+2*counter.MaxEarly).Milliseconds() {
 		return false, nil
 	}
 	value, known, err := s.scripts.Claimed(ctx, Home(key, s.cfg.Shards), c.RequestID.Bytes(), now)
