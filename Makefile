@@ -18,7 +18,7 @@ help: ## List the targets.
 
 .PHONY: run
 run: ## Run plusone in embedded mode: one process, data in ./plusone.db.
-	$(GO) run ./cmd/plusone serve
+	$(GO) run -ldflags "-X main.version=$(VERSION)" ./cmd/plusone serve
 
 .PHONY: dev
 dev: servers build ## Run plusone in sharded mode with a Redis and a PostgreSQL of its own, data in .dev/.

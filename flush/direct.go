@@ -120,12 +120,12 @@ const (
 
 // Apply applies a change and returns when it is committed. The change must not be modified from then on, since
 // a transaction may go on after the caller has left. If ctx is done while the change still waits for
-// a transaction, it is not applied, and the error is the cause of ctx alone; after that it is in doubt. If an
+// a transaction, it is not applied, which is counter.ErrUnavailable; after that it is in doubt. If an
 // attempt's answer was lost, a change with a request id is tried again; its receipt then says Duplicate if
 // that attempt, or another call, had counted it.
 func (d *Direct) Apply(ctx context.Context, change counter.Change) (counter.Receipt, error) {
 	if ctx.Err() != nil {
-		return counter.Receipt{}, context.Cause(ctx)
+		return counter.Receipt{}, notSent(ctx)
 	}
 	p := &pendingChange{change: change, done: make(chan struct{})}
 	if err := d.changes.Add(p); err != nil {
@@ -137,7 +137,7 @@ func (d *Direct) Apply(ctx context.Context, change counter.Change) (counter.Rece
 	case <-ctx.Done():
 	}
 	if p.state.CompareAndSwap(changeWaits, changeLeft) {
-		return counter.Receipt{}, context.Cause(ctx)
+		return counter.Receipt{}, notSent(ctx)
 	}
 	select {
 	case <-p.done: // the answer came at the same time
@@ -145,6 +145,11 @@ func (d *Direct) Apply(ctx context.Context, change counter.Change) (counter.Rece
 	default:
 		return counter.Receipt{}, fmt.Errorf("%w: %w", counter.ErrInDoubt, context.Cause(ctx))
 	}
+}
+
+// notSent is the error of a caller who left before its change was taken.
+func notSent(ctx context.Context) error {
+	return fmt.Errorf("%w: not sent: %w", counter.ErrUnavailable, context.Cause(ctx))
 }
 
 // commitGroup settles all changes of a batch. Those that can be repeated safely are, a few times: all of

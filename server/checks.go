@@ -72,8 +72,7 @@ func checkIncrement(req *plusonev1.IncrementRequest, maxDelta int64, v *violatio
 	}
 }
 
-// checkBatch returns the change that a request asks for. The change is valid only if v stays empty, and
-// then it has no entries if they all sum to 0.
+// checkBatch returns the change that a request asks for. The change is valid only if v stays empty.
 func checkBatch(req *plusonev1.BatchIncrementRequest, maxDelta int64, v *violations) counter.Change {
 	id := checkRequestID(req.RequestId, v)
 	if n := len(req.Entries); n < 1 || n > counter.MaxEntries {

@@ -43,9 +43,6 @@ func (s *counterService) BatchIncrement(ctx context.Context, req *plusonev1.Batc
 	if err := s.refuse(&v); err != nil {
 		return nil, err
 	}
-	if len(change.Entries) == 0 {
-		return s.applyNothing(ctx, req.Entries[0].Key)
-	}
 	outcome, asOf, err := s.apply(ctx, change)
 	if err != nil {
 		return nil, err
@@ -168,20 +165,6 @@ func (s *counterService) apply(ctx context.Context, change counter.Change,
 	default:
 		return 0, nil, changeError(ctx, fmt.Errorf("the store answered outcome %d", receipt.Outcome), true)
 	}
-}
-
-// applyNothing answers a batch whose entries sum to 0: it is applied as soon as it arrives, so the moment of
-// any fresh read will do as its as_of.
-func (s *counterService) applyNothing(ctx context.Context, key string) (*plusonev1.BatchIncrementResponse, error) {
-	within, cancel := answerContext(ctx, 0)
-	defer cancel()
-	r := s.cache.obtain(within, []string{key}, freshness{})[0]
-	if r.err != nil {
-		return nil, readError(ctx, r.err)
-	}
-	return &plusonev1.BatchIncrementResponse{
-		Outcome: plusonev1.Outcome_OUTCOME_APPLIED, AsOf: &r.entry.asOfSent,
-	}, nil
 }
 
 // refuse returns the error of a request with violations, and counts it.

@@ -22,6 +22,5 @@
 // from the caller's own clock. A change that is cut off this way fails as OUTCOME_UNKNOWN.
 //
 // The entries of a batch are summed in their order, and an entry at which the sum leaves int64 is invalid.
-// A key whose entries sum to 0 is not changed. If that leaves nothing to change, the batch is answered
-// OUTCOME_APPLIED with the time of a fresh read of the store, and its request_id is not recorded.
+// A key whose entries sum to 0 is not changed, and its request_id is recorded like any other.
 package server

@@ -30,6 +30,7 @@ const (
 	reasonStoreFull        = "STORE_FULL"
 	reasonStoreUnavailable = "STORE_UNAVAILABLE"
 	reasonOutcomeUnknown   = "OUTCOME_UNKNOWN"
+	reasonStopping         = "STOPPING"
 	reasonInternal         = "INTERNAL"
 	reasonCancelled        = "CANCELLED"
 	reasonDeadlineExceeded = "DEADLINE_EXCEEDED"
@@ -64,6 +65,8 @@ var (
 	statusUnknown = newStatus(codes.Unavailable, reasonOutcomeUnknown,
 		"the change may or may not have been counted; repeat it with the same request_id",
 		retryInfo(retryOutcomeUnknownAfter))
+	statusStopping = newStatus(codes.Unavailable, reasonStopping,
+		"the server is stopping", retryInfo(retryUnavailableAfter))
 	// To repeat a change that has no request_id could count it twice, so there is no RetryInfo.
 	statusUnknownForGood = newStatus(codes.Unavailable, reasonOutcomeUnknown,
 		"the change may or may not have been counted; only a change with a request_id can be repeated safely")

@@ -14,8 +14,8 @@ import (
 )
 
 // interceptors returns the server options that wrap every call, outermost first. Calls that are shed are
-// counted but not logged, as logging them would add to the load.
-func interceptors(m *metrics, in *admission, log *callLog) []grpc.ServerOption {
+// counted but not logged, as logging them would add to the load. Streams end when ending is closed.
+func interceptors(m *metrics, in *admission, log *callLog, ending <-chan struct{}) []grpc.ServerOption {
 	fromPanic := recovery.WithRecoveryHandler(func(p any) error {
 		return &rpcError{status: statusInternal, cause: fmt.Errorf("panic: %v\n%s", p, debug.Stack())}
 	})
@@ -23,7 +23,22 @@ func interceptors(m *metrics, in *admission, log *callLog) []grpc.ServerOption {
 		grpc.ChainUnaryInterceptor(
 			m.calls.UnaryServerInterceptor(), in.unary, log.unary, recovery.UnaryServerInterceptor(fromPanic)),
 		grpc.ChainStreamInterceptor(
-			m.calls.StreamServerInterceptor(), log.stream, recovery.StreamServerInterceptor(fromPanic)),
+			m.calls.StreamServerInterceptor(), endStreams(ending), log.stream, recovery.StreamServerInterceptor(fromPanic)),
+	}
+}
+
+// endStreams ends streams when ending is closed: health watches and reflection last for as long as their clients
+// like, and would hold up a stop. A handler ends when its stream has.
+func endStreams(ending <-chan struct{}) grpc.StreamServerInterceptor {
+	return func(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+		handled := make(chan error, 1)
+		go func() { handled <- handler(srv, stream) }()
+		select {
+		case err := <-handled:
+			return err
+		case <-ending:
+			return &rpcError{status: statusStopping}
+		}
 	}
 }
 

@@ -33,6 +33,9 @@ const (
 	streamWorkers = 16
 	// maxHeaderBytes is ample for a bearer token.
 	maxHeaderBytes = 64 << 10
+
+	// idleInterval is how often a server that stops looks whether requests are still worked on.
+	idleInterval = 20 * time.Millisecond
 )
 
 // Server serves the gRPC API and the HTTP endpoints.
@@ -43,9 +46,12 @@ type Server struct {
 	cache  *countCache
 	log    *callLog
 
+	admission *admission
+
 	serving  atomic.Bool
 	started  atomic.Bool
 	stopping atomic.Bool
+	ending   chan struct{} // closed when a stop ends streams
 
 	shutdown    sync.Once
 	shutdownErr error
@@ -69,8 +75,8 @@ func New(store Store, config Config) (*Server, error) {
 		return nil, fmt.Errorf("register metrics: %w", err)
 	}
 
-	s := &Server{health: health.NewServer(), cache: cache, log: log}
-	s.grpc = grpc.NewServer(append(interceptors(m, in, log), limits()...)...)
+	s := &Server{health: health.NewServer(), cache: cache, log: log, admission: in, ending: make(chan struct{})}
+	s.grpc = grpc.NewServer(append(interceptors(m, in, log, s.ending), limits()...)...)
 	plusonev1.RegisterCounterServiceServer(s.grpc, &counterService{
 		store: store, cache: cache, config: config, metrics: m,
 	})
@@ -160,9 +166,9 @@ func (s *Server) setServing(serving bool) {
 	s.health.SetServingStatus(plusonev1.CounterService_ServiceDesc.ServiceName, st)
 }
 
-// Shutdown reports the server unhealthy, lets the calls that are under way finish, and cuts off those that
-// have not when ctx ends, which is then the error. When it returns, the store is no longer used. It may be
-// called before Serve, concurrently and repeatedly: every call waits for the first and returns its error.
+// Shutdown reports the server unhealthy, lets the requests that are under way finish, then ends streams, and cuts
+// off what has not finished when ctx ends, which is then the error. When it returns, the store is no longer used. It
+// may be called before Serve, concurrently and repeatedly: every call waits for the first and returns its error.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.shutdown.Do(func() { s.shutdownErr = s.stop(ctx) })
 	return s.shutdownErr
@@ -177,14 +183,7 @@ func (s *Server) stop(ctx context.Context) error {
 		s.grpc.GracefulStop()
 		close(drained)
 	}()
-	var grpcErr error
-	select {
-	case <-drained:
-	case <-ctx.Done():
-		grpcErr = ctx.Err()
-		s.grpc.Stop()
-		<-drained
-	}
+	grpcErr := s.drain(ctx, drained)
 	cacheErr := s.cache.close(ctx)
 	// HTTP goes last: /healthz tells load balancers all along that the server goes away.
 	httpErr := s.http.Shutdown(ctx)
@@ -192,6 +191,28 @@ func (s *Server) stop(ctx context.Context) error {
 		httpErr = errors.Join(httpErr, s.http.Close())
 	}
 	return errors.Join(wrap("stop gRPC", grpcErr), wrap("stop reads", cacheErr), wrap("stop HTTP", httpErr))
+}
+
+// drain waits until all calls have ended. Streams, which may last for ever, it ends once no request is worked
+// on: until then health watches tell that the server stops. When ctx ends it cuts off everything.
+func (s *Server) drain(ctx context.Context, drained <-chan struct{}) error {
+	ticker := time.NewTicker(idleInterval)
+	defer ticker.Stop()
+	for ended := false; ; {
+		select {
+		case <-drained:
+			return nil
+		case <-ctx.Done():
+			s.grpc.Stop()
+			<-drained
+			return ctx.Err()
+		case <-ticker.C:
+			if !ended && s.admission.requests.Load() == 0 {
+				close(s.ending)
+				ended = true
+			}
+		}
+	}
 }
 
 func wrap(what string, err error) error {

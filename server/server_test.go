@@ -156,9 +156,6 @@ func TestShutdownLetsCallsFinish(t *testing.T) {
 	if code, _ := fetch(t, r.http+"/healthz"); code != 503 {
 		t.Errorf("/healthz while stopping: %d", code)
 	}
-	if err := watch.CloseSend(); err != nil {
-		t.Fatal(err)
-	}
 	select {
 	case err := <-stopped:
 		t.Fatalf("stopped with a call under way: %v", err)
@@ -170,13 +167,48 @@ func TestShutdownLetsCallsFinish(t *testing.T) {
 	if err := <-called; err != nil {
 		t.Errorf("the call: %v", err)
 	}
-	_ = r.conn.Close() // ends the watch, which would go on otherwise
 	if err := <-stopped; err != nil {
 		t.Errorf("Shutdown: %v", err)
 	}
 	if err := <-r.served; err != nil {
 		t.Errorf("Serve: %v", err)
 	}
+}
+
+// Clients may keep streams open for as long as they like, which must not hold up a stop.
+func TestShutdownEndsStreams(t *testing.T) {
+	t.Parallel()
+	r := start(t, &scriptedStore{}, Config{})
+	watch, err := healthpb.NewHealthClient(r.conn).Watch(t.Context(), &healthpb.HealthCheckRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := watch.Recv(); err != nil {
+		t.Fatal(err)
+	}
+	reflection, err := reflectionpb.NewServerReflectionClient(r.conn).ServerReflectionInfo(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	list := &reflectionpb.ServerReflectionRequest{MessageRequest: &reflectionpb.ServerReflectionRequest_ListServices{}}
+	if err := reflection.Send(list); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := reflection.Recv(); err != nil {
+		t.Fatal(err)
+	}
+
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if err := r.server.Shutdown(ctx); err != nil {
+		t.Errorf("Shutdown: %v", err)
+	}
+	for err == nil { // the last news may still be there
+		_, err = watch.Recv()
+	}
+	wantFailure(t, err, failure{code: codes.Unavailable, reason: "STOPPING", retry: true})
+	_, err = reflection.Recv()
+	wantFailure(t, err, failure{code: codes.Unavailable, reason: "STOPPING", retry: true})
 }
 
 func TestShutdownIsBounded(t *testing.T) {

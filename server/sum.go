@@ -3,7 +3,6 @@ package server
 import (
 	"hash/maphash"
 	"math/bits"
-	"slices"
 
 	plusonev1 "github.com/plusone-dev/plusone/api/plusone/v1"
 	"github.com/plusone-dev/plusone/internal/counter"
@@ -12,16 +11,15 @@ import (
 // keySeed makes the positions of keys unpredictable, so that nobody can choose keys that collide.
 var keySeed = maphash.MakeSeed()
 
-// sumEntries sums the entries of each key, in the order in which the keys appear first, and drops keys that
-// sum to 0. If a sum leaves int64, overflowing is the index of the entry that carries it over, else -1.
-// There may be at most counter.MaxEntries entries.
+// sumEntries sums the entries of each key, in the order in which the keys appear first. If a sum leaves int64,
+// overflowing is the index of the entry that carries it over, else -1. There may be at most
+// counter.MaxEntries entries.
 func sumEntries(in []*plusonev1.BatchEntry) (sums []counter.Entry, overflowing int) {
 	sums = make([]counter.Entry, 0, len(in))
 	// An open-addressing table of positions in sums, plus 1. At most half of it is used, so probes are
 	// short. It holds no pointers and is a fraction of a map's cost.
 	table := make([]uint16, 1<<bits.Len(uint(2*len(in))))
 	mask := uint64(len(table) - 1)
-	dropped := false
 	for i, e := range in {
 		key, delta := e.GetKey(), e.GetDelta()
 		at := maphash.String(keySeed, key) & mask
@@ -39,10 +37,6 @@ func sumEntries(in []*plusonev1.BatchEntry) (sums []counter.Entry, overflowing i
 			return nil, i
 		}
 		sum.Delta = total
-		dropped = dropped || total == 0
-	}
-	if dropped {
-		sums = slices.DeleteFunc(sums, func(e counter.Entry) bool { return e.Delta == 0 })
 	}
 	return sums, -1
 }

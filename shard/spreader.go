@@ -83,7 +83,7 @@ func (p *spreader) mark(ctx context.Context, key string) {
 	case len(marker) == 1 && marker[0] != 0:
 		p.markers.learn(key, marker[0])
 		p.metrics.spreadKeys.Set(float64(len(p.markers.keys())))
-		p.log.DebugContext(ctx, "hot key spread", "key", key)
+		p.log.DebugContext(ctx, "hot key spread", "home", Home(key, p.shards))
 	default:
 		p.metrics.spreadRefused.Inc()
 	}

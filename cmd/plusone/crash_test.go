@@ -257,6 +257,16 @@ func TestFlushAlone(t *testing.T) {
 	}
 }
 
+// beginCall begins a call whose request never comes.
+func beginCall(t *testing.T, conn *grpc.ClientConn) {
+	t.Helper()
+	_, err := conn.NewStream(t.Context(), &grpc.StreamDesc{ClientStreams: true}, plusonev1.CounterService_Increment_FullMethodName)
+	must(t, err)
+	// The answer to the next call of the connection shows that the server knows of this one.
+	_, err = healthpb.NewHealthClient(conn).Check(t.Context(), &healthpb.HealthCheckRequest{})
+	must(t, err)
+}
+
 // A stop that waits for a caller who never ends is cut short by a second signal.
 func TestSecondSignal(t *testing.T) {
 	t.Parallel()
@@ -264,6 +274,7 @@ func TestSecondSignal(t *testing.T) {
 	conn, err := grpc.NewClient(s.grpcAddr, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	must(t, err)
 	defer func() { must(t, conn.Close()) }()
+	beginCall(t, conn)
 	stream, err := healthpb.NewHealthClient(conn).Watch(context.Background(), &healthpb.HealthCheckRequest{})
 	must(t, err)
 	for _, want := range []healthpb.HealthCheckResponse_ServingStatus{
@@ -293,10 +304,7 @@ func TestShutdownTimeout(t *testing.T) {
 	conn, err := grpc.NewClient(s.grpcAddr, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	must(t, err)
 	defer func() { must(t, conn.Close()) }()
-	stream, err := healthpb.NewHealthClient(conn).Watch(context.Background(), &healthpb.HealthCheckRequest{})
-	must(t, err)
-	_, err = stream.Recv()
-	must(t, err)
+	beginCall(t, conn)
 	must(t, s.process.Signal(syscall.SIGTERM))
 	if !s.process.Wait(patience) {
 		t.Fatal("the process did not end")

@@ -33,8 +33,9 @@ type Entry struct {
 	Delta int64
 }
 
-// Change is one caller's change: 1 to MaxEntries entries with distinct keys and non-zero deltas. Who
-// makes a Change validates it; stores rely on that.
+// Change is one caller's change: 1 to MaxEntries entries with distinct keys. A delta is 0 only where a batch
+// had entries that cancel each other out: it changes nothing, and its key still notices a reuse of the
+// request id. Who makes a Change validates it; stores rely on that.
 type Change struct {
 	Entries []Entry
 	// RequestID is the zero RequestID if the caller gave none.

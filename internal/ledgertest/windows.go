@@ -40,6 +40,7 @@ func ExerciseWindows(t *testing.T, open func(t *testing.T) WindowInstance) {
 		"LargeWindow":       largeWindow,
 		"Locks":             locks,
 		"ConcurrentApply":   concurrentApply,
+		"OneSnapshot":       oneSnapshot,
 		"RandomWindows":     randomWindows,
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -275,6 +276,40 @@ func concurrentApply(t *testing.T, l WindowInstance) {
 		}
 	}
 	wantRows(t, l, []string{"views/a", "views/b"}, "views/a 0 20 0", "views/a 1 20 0", "views/a 2 20 0", "views/b 0 40 0", "views/b 1 40 0", "views/b 2 40 0")
+}
+
+// oneSnapshot reads bases while windows are applied, each of which adds 1: totals and watermarks are of one
+// moment.
+func oneSnapshot(t *testing.T, l WindowInstance) {
+	const windows = 300
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for id := int64(1); id <= windows; id++ {
+			if _, err := l.Other.Apply(context.Background(), flush.Window{Shard: 1, ID: id, Deltas: map[string]int64{"views/a": 1}}); err != nil {
+				t.Errorf("Apply: %v", err)
+				return
+			}
+		}
+	}()
+	for reading := true; reading; {
+		select {
+		case <-done:
+			reading = false
+		default:
+		}
+		bases, err := l.Bases(context.Background(), []string{"views/a"})
+		if err != nil {
+			t.Fatalf("Bases: %v", err)
+		}
+		total := int64(0)
+		for _, row := range bases.Rows {
+			total += row.Total
+		}
+		if total != bases.Watermarks[1] {
+			t.Fatalf("total %d was read together with watermark %d", total, bases.Watermarks[1])
+		}
+	}
 }
 
 // randomWindows applies windows in random order and with repeats, next to a model of what should come of it.

@@ -204,6 +204,13 @@ func testBatchIDs(t *testing.T, s *suite) {
 	changed.Entries[17].Delta++
 	refuse(t, s.store, changed, counter.ErrRequestIDReused)
 	counts(t, s.store, want)
+
+	// Entries that cancelled each other out leave their claim.
+	nothing := change("cancelled", 0, "nothing")
+	apply(t, s.store, nothing, counter.Applied)
+	apply(t, s.Open(t), nothing, counter.Duplicate)
+	refuse(t, s.store, change("cancelled", 5, "nothing"), counter.ErrRequestIDReused)
+	counts(t, s.store, map[string]int64{"cancelled": 0})
 }
 
 func testOncePer(t *testing.T, s *suite) {
