@@ -55,7 +55,8 @@ type operation struct {
 	n     int
 	key   string
 	delta int64
-	id    string
+	id    string // empty if its caller cannot send it again
+	sent  bool
 	acked bool
 	done  bool // acknowledged or refused: not sent again but to see that it is known
 }
@@ -265,10 +266,11 @@ func (w *world) fault() fault {
 func (w *world) issue() {
 	o := &operation{n: len(w.ops), key: w.anyKey(), delta: []int64{1, 1, 2, 5}[w.rnd.IntN(4)]}
 	now := time.UnixMicro(w.redis.Micros())
-	switch w.rnd.IntN(4) {
+	switch w.rnd.IntN(5) {
 	case 0:
-		o.id = fmt.Sprint("opaque-", o.n)
 	case 1:
+		o.id = fmt.Sprint("opaque-", o.n)
+	case 2:
 		if !w.rollback { // an id is judged by its own time, so one from the future outlives a rollback
 			now = now.Add(time.Duration(w.rnd.IntN(20_000)) * time.Millisecond)
 		}
@@ -288,7 +290,7 @@ func (w *world) retry() {
 	}
 	o := w.ops[w.rnd.IntN(len(w.ops))]
 	made, timed := o.change().RequestID.Time()
-	if !timed && o.done || timed && o.done && w.redis.Micros()/1000-made > 2*modelDedupe.Milliseconds() {
+	if o.id == "" || !timed && o.done || timed && o.done && w.redis.Micros()/1000-made > 2*modelDedupe.Milliseconds() {
 		return // an id without a time is forgotten after the dedupe window
 	}
 	w.send(o)
@@ -296,6 +298,11 @@ func (w *world) retry() {
 
 func (w *world) send(o *operation) {
 	r, err := w.servers[w.rnd.IntN(2)].Apply(w.t.Context(), o.change())
+	first := !o.sent
+	o.sent = true
+	if err == nil && first && r.Outcome != counter.Applied {
+		w.failf("operation %d was never sent before and is %v", o.n, r.Outcome)
+	}
 	if w.rnd.IntN(8) == 0 {
 		return // the caller never hears of it
 	}

@@ -283,6 +283,7 @@ func concurrentApply(t *testing.T, l WindowInstance) {
 func oneSnapshot(t *testing.T, l WindowInstance) {
 	const windows = 300
 	done := make(chan struct{})
+	defer func() { <-done }()
 	go func() {
 		defer close(done)
 		for id := int64(1); id <= windows; id++ {
