@@ -1,0 +1,50 @@
+package flush_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/plusone-dev/plusone/flush"
+	"github.com/plusone-dev/plusone/internal/testproc"
+)
+
+// TestPostgresApplyWaitsForTheWatermark: a transaction that raises the watermark is under way when another worker applies
+// the same window. It must wait and find the window applied.
+func TestPostgresApplyWaitsForTheWatermark(t *testing.T) {
+	t.Parallel()
+	url := newPostgres(t, flush.ModeSharded)
+	ledger, db := openPostgres(t, url), openDB(t, "pgx", url)
+	tx, err := db.BeginTx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback()
+	if _, err := tx.ExecContext(t.Context(), `UPDATE shards SET watermark = 5 WHERE shard = 1`); err != nil {
+		t.Fatal(err)
+	}
+	type result struct {
+		applied flush.Applied
+		err     error
+	}
+	applied := make(chan result, 1)
+	go func() {
+		a, err := ledger.Apply(t.Context(), flush.Window{Shard: 1, ID: 5, Deltas: map[string]int64{"views/a": 1}})
+		applied <- result{a, err}
+	}()
+	waits := func() (waiting bool) {
+		const sql = `SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock')`
+		if err := db.QueryRowContext(t.Context(), sql).Scan(&waiting); err != nil {
+			t.Fatal(err)
+		}
+		return waiting
+	}
+	if !testproc.Poll(30*time.Second, time.Millisecond, waits) {
+		t.Error("nothing waits for the watermark")
+	}
+	if err := tx.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	if got := <-applied; got.err != nil || got.applied.OK || got.applied.Previous != 5 {
+		t.Errorf("the window was applied a second time: %+v", got)
+	}
+}
