@@ -26,7 +26,7 @@ type part struct {
 	outcome counter.Outcome
 	// What a refusal said of the claims.
 	refusal struct {
-		id, once     string
+		id           string // value kept with a known id
 		idKnown      bool
 		onceKnown    bool
 		idAged       bool

@@ -11,7 +11,7 @@ import (
 
 var errAnswer = errors.New("script answered in an unknown form")
 
-// writeArgs is how many arguments a batch takes, give or take nothing.
+// writeArgs is at least how many arguments a batch takes.
 func writeArgs(b *WriteBatch) int {
 	n := 7
 	for i := range b.Shards {

@@ -244,7 +244,7 @@ func (w *writer) refused(reply WriteReply) []*job {
 		if p, isID := w.batch.owner(k); isID {
 			p.refusal.idKnown, p.refusal.id = true, k.Value
 		} else {
-			p.refusal.onceKnown, p.refusal.once = true, k.Value
+			p.refusal.onceKnown = true
 		}
 	}
 	for _, a := range reply.Aged {
