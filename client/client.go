@@ -165,10 +165,8 @@ func (c *Client) Get(ctx context.Context, key string, opts ...ReadOption) (Count
 // BatchGet reads 1 to 1,000 counters and returns their counts in the order of keys. Errors are those of Get.
 func (c *Client) BatchGet(ctx context.Context, keys []string, opts ...ReadOption) ([]Count, error) {
 	const method = "BatchGet"
-	for i, key := range keys {
-		if !utf8.ValidString(key) {
-			return nil, refuse(method, "", fmt.Sprintf("keys[%d]", i), notUTF8)
-		}
+	if err := refuseKeys(method, keys); err != nil {
+		return nil, err
 	}
 	o := newReadOptions(opts)
 	req := &plusonev1.BatchGetRequest{Keys: keys, MaxAge: o.maxAge, MinAsOf: o.minAsOf}

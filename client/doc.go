@@ -20,6 +20,16 @@
 // once. A context without a deadline gets one of 5 s ([WithTimeout]), and each attempt 2 s of it
 // ([WithAttemptTimeout]).
 //
+// # Likes
+//
+// A like is a state of a key and an actor, and counts one for the key while it is set:
+//
+//	liked, err := counters.Like(ctx, "likes/post:42", "user:7")
+//	states, err := counters.Liked(ctx, "user:7", []string{"likes/post:42", "likes/post:43"})
+//
+// To set it again changes nothing. The request id makes a difference all the same: a retry is told what the first
+// attempt did, and one that comes late does not undo what the actor has done since.
+//
 // # Errors
 //
 // Every failed call returns an [*Error], which the package's sentinels classify with errors.Is. The one

@@ -137,6 +137,64 @@ func ExampleClient_BatchIncrement() {
 	// tokens/user:2 64
 }
 
+// Two users like a post, one of them twice, and one thinks better of it.
+func ExampleClient_Like() {
+	addr, stop := exampleServer()
+	defer stop()
+
+	counters, err := client.Dial(addr)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer counters.Close()
+
+	ctx := context.Background()
+	for _, user := range []string{"user:1", "user:2", "user:1"} {
+		receipt, err := counters.Like(ctx, "likes/post:42", user)
+		if err != nil {
+			log.Fatal(err)
+		}
+		fmt.Println(user, receipt.Changed, receipt.Count)
+	}
+	receipt, err := counters.Unlike(ctx, "likes/post:42", "user:1")
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println("user:1", receipt.Changed, receipt.Count)
+	// Output:
+	// user:1 true 1
+	// user:2 true 2
+	// user:1 false 2
+	// user:1 true 1
+}
+
+// A page of posts shows which of them its reader likes.
+func ExampleClient_Liked() {
+	addr, stop := exampleServer()
+	defer stop()
+
+	counters, err := client.Dial(addr)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer counters.Close()
+
+	ctx := context.Background()
+	if _, err := counters.Like(ctx, "likes/post:43", "user:1"); err != nil {
+		log.Fatal(err)
+	}
+	states, err := counters.Liked(ctx, "user:1", []string{"likes/post:42", "likes/post:43"})
+	if err != nil {
+		log.Fatal(err)
+	}
+	for _, s := range states {
+		fmt.Println(s.Key, s.Liked)
+	}
+	// Output:
+	// likes/post:42 false
+	// likes/post:43 true
+}
+
 // loseFirstAnswer makes a network that loses the first answer, and a caller who then has no more time.
 func loseFirstAnswer(giveUp context.CancelFunc) client.Option {
 	first := true

@@ -38,14 +38,19 @@ type fakeStore struct {
 
 	mu     sync.Mutex
 	counts map[string]int64
+	likes  map[likePair]time.Time
 	seen   map[string]bool
+	idle   map[string]bool // ids of likes that changed nothing
 	clock  time.Time
 	ids    []string      // of every attempt to change that arrived
 	reads  []readRequest // that arrived
 }
 
 func newFakeStore() *fakeStore {
-	return &fakeStore{counts: map[string]int64{}, seen: map[string]bool{}, clock: epoch}
+	return &fakeStore{
+		counts: map[string]int64{}, likes: map[likePair]time.Time{}, seen: map[string]bool{}, idle: map[string]bool{},
+		clock: epoch,
+	}
 }
 
 func (s *fakeStore) Increment(_ context.Context, r *plusonev1.IncrementRequest) (*plusonev1.IncrementResponse, error) {
@@ -75,6 +80,59 @@ func (s *fakeStore) apply(id, actor string, entries []*plusonev1.BatchEntry) (pl
 	}
 	s.clock = s.clock.Add(time.Second)
 	return plusonev1.Outcome_OUTCOME_APPLIED, timestamppb.New(s.clock)
+}
+
+type likePair struct{ key, actor string }
+
+func (s *fakeStore) Like(_ context.Context, r *plusonev1.LikeRequest) (*plusonev1.LikeResponse, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	changed := s.setLike(r.RequestId, likePair{r.Key, r.Actor}, true)
+	count := s.counts[r.Key]
+	return &plusonev1.LikeResponse{Changed: changed, Count: &count, AsOf: timestamppb.New(s.clock)}, nil
+}
+
+func (s *fakeStore) Unlike(_ context.Context, r *plusonev1.UnlikeRequest) (*plusonev1.UnlikeResponse, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	changed := s.setLike(r.RequestId, likePair{r.Key, r.Actor}, false)
+	count := s.counts[r.Key]
+	return &plusonev1.UnlikeResponse{Changed: changed, Count: &count, AsOf: timestamppb.New(s.clock)}, nil
+}
+
+// setLike returns whether the first call with this id changed anything.
+func (s *fakeStore) setLike(id string, pair likePair, like bool) (changed bool) {
+	if s.seen[id] {
+		return !s.idle[id]
+	}
+	_, liked := s.likes[pair]
+	s.seen[id], s.idle[id] = true, liked == like
+	if liked == like {
+		return false
+	}
+	s.clock = s.clock.Add(time.Second)
+	if like {
+		s.likes[pair] = s.clock
+		s.counts[pair.key]++
+	} else {
+		delete(s.likes, pair)
+		s.counts[pair.key]--
+	}
+	return true
+}
+
+func (s *fakeStore) BatchGetLikes(_ context.Context, r *plusonev1.BatchGetLikesRequest) (*plusonev1.BatchGetLikesResponse, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	resp := &plusonev1.BatchGetLikesResponse{}
+	for _, key := range r.Keys {
+		state := &plusonev1.LikeState{Key: key}
+		if at, liked := s.likes[likePair{key, r.Actor}]; liked {
+			state.Liked, state.LikedAt = true, timestamppb.New(at)
+		}
+		resp.Likes = append(resp.Likes, state)
+	}
+	return resp, nil
 }
 
 func (s *fakeStore) Get(_ context.Context, r *plusonev1.GetRequest) (*plusonev1.GetResponse, error) {

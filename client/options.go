@@ -101,10 +101,18 @@ type BatchOption interface {
 	applyBatch(*plusonev1.BatchIncrementRequest)
 }
 
-// ChangeOption adjusts either.
+// LikeOption adjusts one Like or Unlike.
+type LikeOption interface {
+	applyLike(*likeOptions)
+}
+
+type likeOptions struct{ requestID string }
+
+// ChangeOption adjusts any change.
 type ChangeOption interface {
 	IncrementOption
 	BatchOption
+	LikeOption
 }
 
 // ReadOption adjusts one Get or BatchGet.
@@ -127,6 +135,7 @@ type requestID string
 
 func (id requestID) applyIncrement(r *plusonev1.IncrementRequest)  { r.RequestId = string(id) }
 func (id requestID) applyBatch(r *plusonev1.BatchIncrementRequest) { r.RequestId = string(id) }
+func (id requestID) applyLike(o *likeOptions)                      { o.requestID = string(id) }
 
 // WithRequestID names the change, in place of the id that the client would make: 1 to 128 bytes of
 // printable UTF-8 without spaces, a UUIDv7 by preference. Use it to repeat a change that is in doubt, or
@@ -157,8 +166,8 @@ func MaxAge(d time.Duration) ReadOption {
 // Fresh asks the store now, past all caches: MaxAge(0).
 func Fresh() ReadOption { return MaxAge(0) }
 
-// MinAsOf asks for an answer no older than the moment t of the store's clock: pass Receipt.AsOf to read your
-// own write. A moment more than 10 s ahead of the store's clock is refused. The zero time asks for nothing.
+// MinAsOf asks for an answer no older than the moment t of the store's clock: pass the AsOf of a receipt to read
+// your own write. A moment more than 10 s ahead of the store's clock is refused. The zero time asks for nothing.
 func MinAsOf(t time.Time) ReadOption {
 	return func(r *readOptions) {
 		r.minAsOf = nil

@@ -17,8 +17,8 @@ import (
 
 // DirectConfig bounds a Direct. Zero values are replaced by the defaults named.
 type DirectConfig struct {
-	// MaxQueue is how many entries of changes may wait for the next transaction, and how many keys for the
-	// next read; more are refused with counter.ErrOverloaded. 100,000.
+	// MaxQueue is how many entries of changes may wait for the next transaction, how many keys for the next
+	// read of counts, and how many for the next of likes; more are refused with counter.ErrOverloaded. 100,000.
 	MaxQueue int
 	// MaxGroup is how many entries go into one transaction, and how many keys into one read. 10,000.
 	MaxGroup int
@@ -51,6 +51,7 @@ type Direct struct {
 
 	changes *groupcommit.Queue[*pendingChange]
 	reads   *groupcommit.Queue[*pendingRead]
+	likes   *groupcommit.Queue[*pendingLikes]
 
 	stopPruning context.CancelFunc
 	pruned      chan struct{} // closed when pruning has stopped
@@ -76,6 +77,10 @@ func NewDirect(ledger DirectLedger, cfg DirectConfig) (*Direct, error) {
 		MaxQueue: cfg.MaxQueue, MaxBatch: cfg.MaxGroup,
 		Weigh: func(p *pendingRead) int { return len(p.keys) },
 	}, d.readGroup)
+	d.likes = groupcommit.New(groupcommit.Config[*pendingLikes]{
+		MaxQueue: cfg.MaxQueue, MaxBatch: cfg.MaxGroup,
+		Weigh: func(p *pendingLikes) int { return len(p.pairs) },
+	}, d.likesGroup)
 	ctx, cancel := context.WithCancel(context.Background())
 	d.stopPruning = cancel
 	go d.pruneLoop(ctx)
@@ -86,7 +91,7 @@ func NewDirect(ledger DirectLedger, cfg DirectConfig) (*Direct, error) {
 // are given up, and what waits is refused.
 func (d *Direct) Close(ctx context.Context) error {
 	d.stopPruning()
-	err := errors.Join(d.changes.Close(ctx), d.reads.Close(ctx))
+	err := errors.Join(d.changes.Close(ctx), d.reads.Close(ctx), d.likes.Close(ctx))
 	<-d.pruned
 	return err
 }
@@ -217,7 +222,7 @@ func (d *Direct) afterError(pending []*pendingChange, err error, again bool) []*
 func (p *pendingChange) settle(v Verdict, asOf time.Time) {
 	switch {
 	case v.Err == nil:
-		p.receipt = counter.Receipt{Outcome: v.Outcome, AsOf: asOf}
+		p.receipt = counter.Receipt{Outcome: v.Outcome, AsOf: asOf, Changed: v.Changed}
 	case p.doubt != nil && errors.Is(v.Err, counter.ErrRequestIDExpired):
 		// The id expired between two attempts, so it is not known any more what the first one did.
 		p.err = p.doubt

@@ -19,6 +19,7 @@ import (
 	"github.com/plusone-dev/plusone/flush"
 	"github.com/plusone-dev/plusone/internal/counter"
 	"github.com/plusone-dev/plusone/internal/ledgertest"
+	"github.com/plusone-dev/plusone/shard"
 )
 
 // scriptedLedger answers commits as the test says: each takes an error from the script, in turn, and succeeds
@@ -84,6 +85,23 @@ func (l *scriptedLedger) Counts(ctx context.Context, keys []string) ([]counter.C
 		counts[i] = counter.Count{Key: key, Value: int64(len(key))}
 	}
 	return counts, nil
+}
+
+// Likes says that an actor likes the keys that begin with its name.
+func (l *scriptedLedger) Likes(ctx context.Context, pairs []counter.Pair) (shard.LedgerLikes, error) {
+	var keys []string
+	var likes shard.LedgerLikes
+	for _, pair := range pairs {
+		keys = append(keys, pair.Key)
+		likes.States = append(likes.States, counter.LikeState{Liked: strings.HasPrefix(pair.Key, pair.Actor)})
+	}
+	l.mu.Lock()
+	l.reads = append(l.reads, keys)
+	l.mu.Unlock()
+	if err := l.wait(ctx); err != nil {
+		return shard.LedgerLikes{}, fmt.Errorf("%w: %w", counter.ErrUnavailable, err)
+	}
+	return likes, nil
 }
 
 func (l *scriptedLedger) PruneClaims(context.Context, int) (int, error) {
@@ -283,6 +301,75 @@ func TestDirectCombinesReads(t *testing.T) {
 			t.Errorf("reading of no keys: %v", none)
 		}
 	})
+}
+
+func TestDirectCombinesLikes(t *testing.T) {
+	t.Parallel()
+	ledger := &scriptedLedger{gated: true}
+	withDirect(t, ledger, flush.DirectConfig{MaxQueue: 6}, func(t *testing.T, d *flush.Direct) {
+		var group sync.WaitGroup
+		for _, read := range [][]string{{"ann", "ann/1"}, {"bob", "ann/1", "bob/1", "bob/1"}, {"ann", "bob/1", "ann/2"}} {
+			group.Go(func() {
+				states, err := d.Likes(t.Context(), read[0], read[1:])
+				if err != nil || len(states) != len(read)-1 {
+					t.Errorf("%q: %+v, %v", read, states, err)
+					return
+				}
+				for i, s := range states {
+					if want := strings.HasPrefix(read[i+1], read[0]); s.Liked != want {
+						t.Errorf("%s likes %s: %v, want %v", read[0], read[i+1], s.Liked, want)
+					}
+				}
+			})
+			synctest.Wait()
+		}
+		if states, err := d.Likes(t.Context(), "ann", []string{"ann/1", "ann/2"}); !errors.Is(err, counter.ErrOverloaded) {
+			t.Errorf("beyond the queue: %+v, %v, want ErrOverloaded", states, err)
+		}
+		close(ledger.gate)
+		group.Wait()
+		if len(ledger.reads) != 2 || !slices.Equal(ledger.reads[1], []string{"ann/1", "bob/1", "bob/1", "bob/1", "ann/2"}) {
+			t.Errorf("reads %q", ledger.reads)
+		}
+		if none, err := d.Likes(t.Context(), "ann", nil); len(none) != 0 || err != nil {
+			t.Errorf("likes of no keys: %v, %v", none, err)
+		}
+	})
+}
+
+func TestDirectLikesFail(t *testing.T) {
+	t.Parallel()
+	ledger := &scriptedLedger{gated: true} // never answers
+	var closed *flush.Direct
+	withDirect(t, ledger, flush.DirectConfig{Timeout: time.Second}, func(t *testing.T, d *flush.Direct) {
+		closed = d
+		start := time.Now()
+		if states, err := d.Likes(t.Context(), "ann", []string{"a"}); !errors.Is(err, counter.ErrUnavailable) || states != nil || time.Since(start) != time.Second {
+			t.Errorf("%v, %v after %v, want ErrUnavailable after 1s", states, err, time.Since(start))
+		}
+		cause := errors.New("the client hung up")
+		ctx, cancel := context.WithCancelCause(t.Context())
+		cancel(cause)
+		if _, err := d.Likes(ctx, "ann", []string{"a"}); !errors.Is(err, cause) {
+			t.Errorf("the caller left: %v, want the cause", err)
+		}
+	})
+	if _, err := closed.Likes(t.Context(), "ann", []string{"a"}); !errors.Is(err, counter.ErrUnavailable) {
+		t.Errorf("after Close: %v, want ErrUnavailable", err)
+	}
+}
+
+// TestDirectAnswersLikes: what the ledger says of a like is in its receipt.
+func TestDirectAnswersLikes(t *testing.T) {
+	t.Parallel()
+	for _, verdict := range []flush.Verdict{{Outcome: counter.Applied, Changed: true}, {Outcome: counter.Duplicate}} {
+		withDirect(t, &scriptedLedger{verdict: verdict}, flush.DirectConfig{}, func(t *testing.T, d *flush.Direct) {
+			receipt, err := d.Apply(t.Context(), ledgertest.Like("k", "ann"))
+			if err != nil || receipt.Outcome != verdict.Outcome || receipt.Changed != verdict.Changed || receipt.Provisional {
+				t.Errorf("%+v, %v, want %+v", receipt, err, verdict)
+			}
+		})
+	}
 }
 
 func TestDirectForgetsClaims(t *testing.T) {

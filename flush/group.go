@@ -2,6 +2,7 @@ package flush
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 	"time"
 
@@ -54,6 +55,9 @@ type group struct {
 	// fingerprints of the ids, each that of the first change that has it.
 	fingerprints map[claimID]uint64
 	hasOnce      bool
+	hasLikes     bool
+	// overflowing are likes that were found to overflow, and are left out from then on.
+	overflowing map[int]struct{}
 }
 
 func newGroup(changes []counter.Change, dedupe time.Duration) *group {
@@ -65,6 +69,7 @@ func newGroup(changes []counter.Change, dedupe time.Duration) *group {
 	}
 	for i, c := range changes {
 		g.hasOnce = g.hasOnce || c.OncePer > 0
+		g.hasLikes = g.hasLikes || c.Like != counter.NoLike
 		g.ids[i] = newClaimID(c.RequestID)
 		if g.ids[i] == "" {
 			continue
@@ -112,7 +117,7 @@ func (g *group) claimIDs() []claimID {
 
 // onceClaims returns the distinct once-per claims, in ascending order, of the changes that are neither
 // refused for their age nor have a known id.
-func (g *group) onceClaims(known map[claimID]uint64) []onceClaim {
+func (g *group) onceClaims(known map[claimID]keptID) []onceClaim {
 	var claims []onceClaim
 	for i, claim := range g.once {
 		if _, ok := known[g.ids[i]]; ok || claim == (onceClaim{}) {
@@ -142,22 +147,34 @@ func (g *group) keys() []string {
 
 // standing is what a ledger holds that matters to a group.
 type standing struct {
-	// ids that were counted before, with their fingerprints.
-	ids map[claimID]uint64
+	// ids that were counted before.
+	ids map[claimID]keptID
 	// once are the once-per claims that were taken before.
 	once map[onceClaim]struct{}
+	// liked are the pairs of the group that were liked before it. decide moves them on.
+	liked map[counter.Pair]bool
 	// totals and history are what the keys stand at and what their current buckets hold. Nil means that the
 	// database itself refuses what overflows. decide moves them on.
 	totals, history map[string]int64
 }
 
+// keptID is what is kept with a request id.
+type keptID struct {
+	fingerprint uint64
+	changed     bool // of a like: whether it changed anything
+}
+
 // decision is what to write.
 type decision struct {
 	verdicts []Verdict
-	// ids and once are the claims of the changes that are applied.
-	ids  map[claimID]struct{}
+	// applied says that there is a change that was applied.
+	applied bool
+	// ids and once are the claims of the changes that are applied, ids with whether a like changed anything.
+	ids  map[claimID]bool
 	once map[onceClaim]struct{}
 	sums sums
+	// likes is the part of the sums that comes from likes.
+	likes map[string]int64
 }
 
 // decide settles the changes one after the other. Only an applied change leaves claims: one that was
@@ -165,43 +182,53 @@ type decision struct {
 func (g *group) decide(s standing) decision {
 	d := decision{
 		verdicts: make([]Verdict, len(g.changes)),
-		ids:      make(map[claimID]struct{}, len(g.fingerprints)),
+		ids:      make(map[claimID]bool, len(g.fingerprints)),
 		once:     make(map[onceClaim]struct{}),
+		likes:    make(map[string]int64),
 	}
 	for i, c := range g.changes {
-		d.verdicts[i] = g.decideOne(i, s, d)
+		entries := g.entries(i, s)
+		d.verdicts[i] = g.decideOne(i, s, d, entries)
 		if d.verdicts[i].Outcome != counter.Applied {
 			continue
 		}
+		d.applied = true
+		if c.Like != counter.NoLike {
+			d.verdicts[i].Changed = entries[0].Delta != 0
+			s.liked[c.Pair()] = c.Like == counter.SetLiked
+			d.likes[entries[0].Key] += entries[0].Delta
+		}
 		if g.ids[i] != "" {
-			d.ids[g.ids[i]] = struct{}{}
+			d.ids[g.ids[i]] = d.verdicts[i].Changed
 		}
 		if g.once[i] != (onceClaim{}) {
 			d.once[g.once[i]] = struct{}{}
 		}
-		for _, e := range c.Entries {
-			d.sums.add(e)
+		for _, e := range entries {
+			if e.Delta != 0 {
+				d.sums.add(e)
+			}
 		}
 	}
 	return d
 }
 
-func (g *group) decideOne(i int, s standing, d decision) Verdict {
-	if err := g.refused[i]; err != nil {
-		return Verdict{Err: err}
+// entries are what a change adds. A like adds what it changes.
+func (g *group) entries(i int, s standing) []counter.Entry {
+	c := &g.changes[i]
+	liked := s.liked[c.Pair()]
+	switch {
+	case c.Like == counter.SetLiked && !liked:
+		return []counter.Entry{{Key: c.Entries[0].Key, Delta: 1}}
+	case c.Like == counter.SetUnliked && liked:
+		return []counter.Entry{{Key: c.Entries[0].Key, Delta: -1}}
 	}
-	if id := g.ids[i]; id != "" {
-		kept, known := s.ids[id]
-		if !known {
-			kept = g.fingerprints[id]
-			_, known = d.ids[id]
-		}
-		if kept != g.prints[i] {
-			return Verdict{Err: counter.ErrRequestIDReused}
-		}
-		if known {
-			return Verdict{Outcome: counter.Duplicate}
-		}
+	return c.Entries
+}
+
+func (g *group) decideOne(i int, s standing, d decision, entries []counter.Entry) Verdict {
+	if verdict, settled := g.decideByID(i, s, d.ids); settled {
+		return verdict
 	}
 	if once := g.once[i]; once != (onceClaim{}) {
 		_, before := s.once[once]
@@ -210,10 +237,68 @@ func (g *group) decideOne(i int, s standing, d decision) Verdict {
 			return Verdict{Outcome: counter.AlreadyCounted}
 		}
 	}
-	if !addAll(s.totals, s.history, g.changes[i].Entries) {
+	if _, overflows := g.overflowing[i]; overflows || !addAll(s.totals, s.history, entries) {
 		return Verdict{Err: counter.ErrOverflow}
 	}
 	return Verdict{Outcome: counter.Applied}
+}
+
+// decideByID settles a change whose id is too old or too early, or is known: from before, or by a change of the
+// group that was applied.
+func (g *group) decideByID(i int, s standing, applied map[claimID]bool) (v Verdict, settled bool) {
+	if err := g.refused[i]; err != nil {
+		return Verdict{Err: err}, true
+	}
+	id := g.ids[i]
+	if id == "" {
+		return Verdict{}, false
+	}
+	kept, known := s.ids[id]
+	if !known {
+		kept.fingerprint = g.fingerprints[id]
+		kept.changed, known = applied[id]
+	}
+	switch {
+	case kept.fingerprint != g.prints[i]:
+		return Verdict{Err: counter.ErrRequestIDReused}, true
+	case known:
+		return Verdict{Outcome: counter.Duplicate, Changed: kept.changed && g.changes[i].Like != counter.NoLike}, true
+	}
+	return Verdict{}, false
+}
+
+// pairStates are pairs in ascending order and what they are set to.
+type pairStates struct {
+	keys, actors []string
+	liked        []bool
+}
+
+// finalLikes are the states that the group leaves its pairs in. They follow from the ids alone: a like that these
+// do not settle is applied, whatever it finds.
+func (g *group) finalLikes(s standing) pairStates {
+	applied, final := make(map[claimID]bool), make(map[counter.Pair]bool)
+	for i, c := range g.changes {
+		_, overflows := g.overflowing[i]
+		_, settled := g.decideByID(i, s, applied)
+		if c.Like == counter.NoLike || overflows || settled {
+			continue
+		}
+		if g.ids[i] != "" {
+			applied[g.ids[i]] = true
+		}
+		final[c.Pair()] = c.Like == counter.SetLiked
+	}
+	var states pairStates
+	for _, pair := range slices.SortedFunc(maps.Keys(final), comparePairs) {
+		states.keys, states.actors = append(states.keys, pair.Key), append(states.actors, pair.Actor)
+		states.liked = append(states.liked, final[pair])
+	}
+	return states
+}
+
+// comparePairs gives the order in which every ledger locks pairs.
+func comparePairs(a, b counter.Pair) int {
+	return cmp.Or(cmp.Compare(a.Key, b.Key), cmp.Compare(a.Actor, b.Actor))
 }
 
 // addAll adds entries to totals and to history, either of which may be nil. If one sum would leave the
@@ -269,22 +354,28 @@ func (s *sums) add(e counter.Entry) {
 type deltas struct {
 	keys   []string
 	values []int64
+	// likes is the part of the values that comes from likes, nil if there is none.
+	likes []int64
 }
 
 // sorted returns the rounds in key order, which is the order in which every ledger locks rows.
-func (s *sums) sorted() []deltas {
-	rounds := make([]deltas, len(s.rounds))
-	for i, round := range s.rounds {
-		rounds[i] = sortDeltas(round)
+func (d *decision) sorted() []deltas {
+	rounds := make([]deltas, len(d.sums.rounds))
+	for i, round := range d.sums.rounds {
+		likes := d.likes
+		if i > 0 {
+			likes = nil
+		}
+		rounds[i] = sortDeltas(round, likes)
 	}
 	return rounds
 }
 
-// sortDeltas leaves out keys with nothing to add.
-func sortDeltas(sums map[string]int64) deltas {
+// sortDeltas leaves out keys with nothing to add. Every key of likes is in sums.
+func sortDeltas(sums, likes map[string]int64) deltas {
 	d := deltas{keys: make([]string, 0, len(sums)), values: make([]int64, 0, len(sums))}
 	for key, delta := range sums {
-		if delta != 0 {
+		if delta != 0 || likes[key] != 0 {
 			d.keys = append(d.keys, key)
 		}
 	}
@@ -292,5 +383,21 @@ func sortDeltas(sums map[string]int64) deltas {
 	for _, key := range d.keys {
 		d.values = append(d.values, sums[key])
 	}
+	if len(likes) > 0 {
+		for _, key := range d.keys {
+			d.likes = append(d.likes, likes[key])
+		}
+	}
 	return d
+}
+
+// first splits off the first n rows.
+func (d deltas) first(n int) (head, rest deltas) {
+	n = min(n, len(d.keys))
+	head = deltas{keys: d.keys[:n], values: d.values[:n]}
+	rest = deltas{keys: d.keys[n:], values: d.values[n:]}
+	if d.likes != nil {
+		head.likes, rest.likes = d.likes[:n], d.likes[n:]
+	}
+	return head, rest
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/plusone-dev/plusone/flush"
 	"github.com/plusone-dev/plusone/internal/ledgertest"
 	"github.com/plusone-dev/plusone/internal/pgtest"
+	"github.com/plusone-dev/plusone/shard"
 )
 
 // shardCount is the number of shards of the ledgers under test.
@@ -93,7 +94,12 @@ func prepare(t testing.TB, ledger *flush.Postgres, mode flush.Mode) {
 // openPostgres opens a handle that the test's cleanup closes.
 func openPostgres(t testing.TB, url string) *flush.Postgres {
 	t.Helper()
-	ledger, err := flush.OpenPostgres(t.Context(), url, flush.PostgresOptions{DedupeWindow: ledgertest.Dedupe, MaxConns: 6})
+	return openPostgresWith(t, url, flush.HistoryHour)
+}
+
+func openPostgresWith(t testing.TB, url string, history flush.History) *flush.Postgres {
+	t.Helper()
+	ledger, err := flush.OpenPostgres(t.Context(), url, flush.PostgresOptions{History: history, DedupeWindow: ledgertest.Dedupe, MaxConns: 6})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -120,6 +126,11 @@ func openSQLite(t testing.TB, path string, opts flush.SQLiteOptions) *flush.SQLi
 		t.Fatal(err)
 	}
 	return ledger
+}
+
+// window is a window that has only deltas.
+func window(n int, id int64, deltas map[string]int64) flush.Window {
+	return flush.Window{Shard: n, ID: id, WindowPart: shard.WindowPart{Deltas: deltas}}
 }
 
 func openDB(t testing.TB, driver, dsn string) *sql.DB {

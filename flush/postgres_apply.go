@@ -22,7 +22,8 @@ ON CONFLICT (key, shard) DO UPDATE SET spread = excluded.spread
 WHERE c.spread = 0 OR c.spread > excluded.spread`
 
 // Apply implements WindowLedger. Rows of a shard are only written with its watermark locked, so windows of
-// one shard wait for each other and those of different shards never do.
+// one shard wait for each other. Those of different shards only do where they have a pair in common, whose key was
+// spread in between: pairs are locked in their order, after the watermark and before any counter.
 func (p *Postgres) Apply(ctx context.Context, w Window) (Applied, error) {
 	clip := false
 	for attempt := 1; ; attempt++ {
@@ -60,11 +61,13 @@ func (p *Postgres) applyWindow(ctx context.Context, w Window, clip bool) (Applie
 
 	applied := Applied{OK: true, Previous: watermark}
 	at := time.UnixMilli(w.ID)
-	rows := sortDeltas(w.Deltas)
-	for len(rows.keys) > 0 {
-		n := min(len(rows.keys), rowsPerStatement)
-		chunk := deltas{keys: rows.keys[:n], values: rows.values[:n]}
-		rows = deltas{keys: rows.keys[n:], values: rows.values[n:]}
+	sums, likes, err := applyLikes(ctx, tx, w, &applied)
+	if err != nil {
+		return Applied{}, postgresError("apply window", err)
+	}
+	for rows := sortDeltas(sums, likes); len(rows.keys) > 0; {
+		var chunk deltas
+		chunk, rows = rows.first(rowsPerStatement)
 		if clip {
 			if chunk, err = p.clip(ctx, tx, w.Shard, chunk, &applied); err != nil {
 				return Applied{}, postgresError("apply window", err)
@@ -92,8 +95,25 @@ func (p *Postgres) applyWindow(ctx context.Context, w Window, clip bool) (Applie
 	return applied, nil
 }
 
+// applyLikes sets the likes of a window, and returns what the window adds by what they have changed: to the keys
+// in all, and of that by likes.
+func applyLikes(ctx context.Context, tx *postgresTx, w Window, applied *Applied) (sums, likes map[string]int64, err error) {
+	if len(w.Likes) == 0 && len(w.LikeDeltas) == 0 {
+		return w.Deltas, nil, nil
+	}
+	likes = make(map[string]int64)
+	for pairs := range slices.Chunk(slices.SortedFunc(maps.Keys(w.Likes), comparePairs), rowsPerStatement) {
+		batch := &pgx.Batch{}
+		queueWindowLikes(batch, pairs, w.Likes, likes)
+		if err := tx.send(ctx, batch); err != nil {
+			return nil, nil, err
+		}
+	}
+	return w.correct(likes, applied), likes, nil
+}
+
 // clip replaces the deltas that would carry a row over the edge of int64 by what is left up to the edge, and
-// notes them in applied.Clipped.
+// notes them in applied.
 func (p *Postgres) clip(ctx context.Context, tx *postgresTx, shard int, chunk deltas, applied *Applied) (deltas, error) {
 	totals := make(map[string]int64, len(chunk.keys))
 	batch := &pgx.Batch{}
@@ -107,15 +127,13 @@ func (p *Postgres) clip(ctx context.Context, tx *postgresTx, shard int, chunk de
 	if err := tx.send(ctx, batch); err != nil {
 		return deltas{}, err
 	}
-	clipped := deltas{keys: chunk.keys, values: slices.Clone(chunk.values)}
+	clipped := deltas{keys: chunk.keys, values: slices.Clone(chunk.values), likes: chunk.likes}
 	for i, key := range chunk.keys {
 		total := totals[key]
 		if room := counter.AddSaturating(total, chunk.values[i]) - total; room != chunk.values[i] {
 			clipped.values[i] = room
-			if applied.Clipped == nil {
-				applied.Clipped = make(map[string]int64)
-			}
-			applied.Clipped[key] = room
+			applied.adjust(key)
+			applied.Clipped++
 		}
 	}
 	return clipped, nil

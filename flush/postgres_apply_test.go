@@ -28,7 +28,7 @@ func TestPostgresApplyWaitsForTheWatermark(t *testing.T) {
 	}
 	applied := make(chan result, 1)
 	go func() {
-		a, err := ledger.Apply(t.Context(), flush.Window{Shard: 1, ID: 5, Deltas: map[string]int64{"views/a": 1}})
+		a, err := ledger.Apply(t.Context(), window(1, 5, map[string]int64{"views/a": 1}))
 		applied <- result{a, err}
 	}()
 	waits := func() (waiting bool) {

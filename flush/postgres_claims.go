@@ -39,7 +39,7 @@ func (c *claimSet) queueIDs(batch *pgx.Batch, g *group) {
 }
 
 // findKnown reads the fingerprints of the ids that others have.
-func (c *claimSet) findKnown(ctx context.Context, tx *postgresTx, known map[claimID]uint64) error {
+func (c *claimSet) findKnown(ctx context.Context, tx *postgresTx, known map[claimID]keptID) error {
 	var missing []claimID
 	for _, id := range c.ids {
 		if _, ok := c.takenIDs[id]; !ok {
@@ -53,8 +53,10 @@ func (c *claimSet) findKnown(ctx context.Context, tx *postgresTx, known map[clai
 	batch.Queue(findIDsSQL, idBytes(missing)).Query(func(rows pgx.Rows) error {
 		var id []byte
 		var fingerprint int64
-		_, err := pgx.ForEachRow(rows, []any{&id, &fingerprint}, func() error {
-			known[claimID(id)] = uint64(fingerprint)
+		var kept keptID
+		_, err := pgx.ForEachRow(rows, []any{&id, &fingerprint, &kept.changed}, func() error {
+			kept.fingerprint = uint64(fingerprint)
+			known[claimID(id)] = kept
 			return nil
 		})
 		return err
@@ -93,14 +95,23 @@ func (c *claimSet) queueOnce(batch *pgx.Batch, g *group, s standing) {
 	})
 }
 
-// queueRelease gives back the claims that were taken for changes that are not applied.
-func (c *claimSet) queueRelease(batch *pgx.Batch, d decision) {
-	var ids []claimID
+// queueRelease gives back the claims that were taken for changes that are not applied, and notes with those of
+// likes that changed nothing that they did not.
+func (c *claimSet) queueRelease(batch *pgx.Batch, g *group, d decision) {
+	var ids, unchanged []claimID
 	for _, id := range c.ids {
 		_, taken := c.takenIDs[id]
 		if _, used := d.ids[id]; taken && !used {
 			ids = append(ids, id)
 		}
+	}
+	for i, v := range d.verdicts {
+		if g.changes[i].Like != counter.NoLike && g.ids[i] != "" && v.Outcome == counter.Applied && !v.Changed {
+			unchanged = append(unchanged, g.ids[i])
+		}
+	}
+	if len(unchanged) > 0 {
+		batch.Queue(unchangedIDsSQL, idBytes(unchanged))
 	}
 	if len(ids) > 0 {
 		batch.Queue(deleteIDsSQL, idBytes(ids))

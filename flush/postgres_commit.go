@@ -19,7 +19,9 @@ INSERT INTO request_ids (id, fingerprint, at)
 SELECT u.id, u.fingerprint, now() FROM unnest($1::bytea[], $2::bigint[]) AS u (id, fingerprint)
 ON CONFLICT (id) DO NOTHING RETURNING id`
 
-	findIDsSQL = `SELECT id, fingerprint FROM request_ids WHERE id = ANY ($1::bytea[])`
+	findIDsSQL = `SELECT id, fingerprint, changed FROM request_ids WHERE id = ANY ($1::bytea[])`
+
+	unchangedIDsSQL = `UPDATE request_ids SET changed = false WHERE id = ANY ($1::bytea[])`
 
 	deleteIDsSQL = `DELETE FROM request_ids WHERE id = ANY ($1::bytea[])`
 
@@ -32,16 +34,27 @@ ON CONFLICT (key, actor, period, start) DO NOTHING RETURNING key, actor, period,
 DELETE FROM once_claims AS c USING unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[]) AS u (key, actor, period, start)
 WHERE (c.key, c.actor, c.period, c.start) = (u.key, u.actor, u.period, u.start)`
 
+	// Likes may be null: there are none.
 	addCountersSQL = `
-INSERT INTO counters AS c (key, shard, count, updated_at)
-SELECT u.key, $3::smallint, u.delta, now() FROM unnest($1::text[], $2::bigint[]) AS u (key, delta)
-ON CONFLICT (key, shard) DO UPDATE SET count = c.count + excluded.count, updated_at = excluded.updated_at`
+INSERT INTO counters AS c (key, shard, count, likes, updated_at)
+SELECT u.key, $4::smallint, u.delta, coalesce(u.likes, 0), now()
+FROM unnest($1::text[], $2::bigint[], $3::bigint[]) AS u (key, delta, likes)
+ON CONFLICT (key, shard) DO UPDATE SET count = c.count + excluded.count, likes = c.likes + excluded.likes, updated_at = excluded.updated_at`
+
+	// The same where no history is kept.
+	addCountersBeforeHistorySQL = `
+INSERT INTO counters AS c (key, shard, count, likes, before_history, updated_at)
+SELECT u.key, $4::smallint, u.delta, coalesce(u.likes, 0), u.delta, now()
+FROM unnest($1::text[], $2::bigint[], $3::bigint[]) AS u (key, delta, likes)
+ON CONFLICT (key, shard) DO UPDATE SET count = c.count + excluded.count, likes = c.likes + excluded.likes,
+    before_history = c.before_history + excluded.before_history, updated_at = excluded.updated_at`
 
 	// $5 is the moment whose bucket is meant, null for now.
 	addHistorySQL = `
 INSERT INTO history AS h (key, bucket, shard, delta)
 SELECT u.key, date_trunc($4::text, coalesce($5::timestamptz, now()), 'UTC'), $3::smallint, u.delta
 FROM unnest($1::text[], $2::bigint[]) AS u (key, delta)
+WHERE u.delta <> 0
 ON CONFLICT (key, bucket, shard) DO UPDATE SET delta = h.delta + excluded.delta`
 
 	// A row must be there to be locked.
@@ -71,7 +84,7 @@ func (p *Postgres) Commit(ctx context.Context, changes []counter.Change) ([]Verd
 		var verdicts []Verdict
 		var at time.Time
 		var err error
-		if len(g.fingerprints) == 0 && !g.hasOnce && !careful {
+		if len(g.fingerprints) == 0 && !g.hasOnce && !g.hasLikes && !careful {
 			verdicts, at, err = p.commitPlain(ctx, g)
 		} else {
 			verdicts, at, err = p.commitWithClaims(ctx, g, careful)
@@ -81,6 +94,8 @@ func (p *Postgres) Commit(ctx context.Context, changes []counter.Change) ([]Verd
 			return verdicts, at, nil
 		case attempt < maxAttempts && isOverflow(err) && !careful:
 			careful = true
+		case errors.Is(err, errLikeOverflows):
+			attempt-- // each time there is a like less
 		case attempt < maxAttempts && isConflict(err):
 		default:
 			return nil, time.Time{}, err
@@ -101,7 +116,7 @@ func (p *Postgres) commitPlain(ctx context.Context, g *group) ([]Verdict, time.T
 	batch := &pgx.Batch{}
 	sent := time.Now()
 	queueClock(batch, &now)
-	p.queueSums(batch, d.sums.sorted(), directShard, nil)
+	p.queueSums(batch, d.sorted(), directShard, nil)
 	if err := conn.SendBatch(ctx, batch).Close(); err != nil {
 		return nil, time.Time{}, commitError("commit", err)
 	}
@@ -109,7 +124,7 @@ func (p *Postgres) commitPlain(ctx context.Context, g *group) ([]Verdict, time.T
 }
 
 // commitWithClaims takes the group's claims, which makes other servers with the same ones wait, decides, and
-// commits. Locks are taken in one order by all servers: ids, once-per claims, counters, history, each of
+// commits. Locks are taken in one order by all servers: ids, once-per claims, likes, counters, history, each of
 // them sorted.
 func (p *Postgres) commitWithClaims(ctx context.Context, g *group, careful bool) ([]Verdict, time.Time, error) {
 	claims := newClaimSet(g)
@@ -122,12 +137,17 @@ func (p *Postgres) commitWithClaims(ctx context.Context, g *group, careful bool)
 	defer tx.end(ctx)
 
 	g.setTime(tx.now.UnixMilli())
-	s := standing{ids: make(map[claimID]uint64), once: make(map[onceClaim]struct{})}
+	s := standing{
+		ids: make(map[claimID]keptID), once: make(map[onceClaim]struct{}), liked: make(map[counter.Pair]bool),
+	}
 	if err := claims.findKnown(ctx, tx, s.ids); err != nil {
 		return nil, time.Time{}, postgresError("commit", err)
 	}
 	batch = &pgx.Batch{}
 	claims.queueOnce(batch, g, s)
+	if g.hasLikes {
+		queueLikes(batch, g.finalLikes(s), s.liked)
+	}
 	if careful {
 		s.totals = make(map[string]int64)
 		queueLock(batch, g.keys(), s.totals)
@@ -139,12 +159,15 @@ func (p *Postgres) commitWithClaims(ctx context.Context, g *group, careful bool)
 	}
 
 	d := g.decide(s)
-	if len(d.sums.rounds) == 0 { // nothing to write; end gives back the claims
+	if g.findOverflowing(d) {
+		return nil, time.Time{}, errLikeOverflows
+	}
+	if !d.applied { // nothing to write; end gives back the claims
 		return d.verdicts, asOf(tx.now, tx.sent), nil
 	}
 	batch = &pgx.Batch{}
-	claims.queueRelease(batch, d)
-	p.queueSums(batch, d.sums.sorted(), directShard, nil)
+	claims.queueRelease(batch, g, d)
+	p.queueSums(batch, d.sorted(), directShard, nil)
 	if err := tx.commit(ctx, batch); err != nil {
 		return nil, time.Time{}, commitError("commit", err)
 	}
@@ -157,10 +180,12 @@ func (p *Postgres) queueSums(batch *pgx.Batch, rounds []deltas, shard int, at *t
 		if len(round.keys) == 0 {
 			continue
 		}
-		batch.Queue(addCountersSQL, round.keys, round.values, shard)
-		if p.opts.History != HistoryNone {
-			batch.Queue(addHistorySQL, round.keys, round.values, shard, string(p.opts.History), at)
+		if p.opts.History == HistoryNone {
+			batch.Queue(addCountersBeforeHistorySQL, round.keys, round.values, round.likes, shard)
+			continue
 		}
+		batch.Queue(addCountersSQL, round.keys, round.values, round.likes, shard)
+		batch.Queue(addHistorySQL, round.keys, round.values, shard, string(p.opts.History), at)
 	}
 }
 

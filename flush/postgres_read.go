@@ -44,9 +44,9 @@ func (p *Postgres) Counts(ctx context.Context, keys []string) ([]counter.Count, 
 
 // One statement, so one snapshot. Watermarks come as rows without a key.
 const basesSQL = `
-SELECT key, shard, count, spread FROM counters WHERE key = ANY ($1::text[])
+SELECT key, shard, count, likes, spread FROM counters WHERE key = ANY ($1::text[])
 UNION ALL
-SELECT NULL, shard, watermark, 0 FROM shards`
+SELECT NULL, shard, watermark, 0, 0 FROM shards`
 
 // Bases implements WindowLedger.
 func (p *Postgres) Bases(ctx context.Context, keys []string) (shard.LedgerBases, error) {
@@ -57,7 +57,7 @@ func (p *Postgres) Bases(ctx context.Context, keys []string) (shard.LedgerBases,
 	var bases shard.LedgerBases
 	var key *string
 	var row shard.LedgerRow
-	_, err = pgx.ForEachRow(rows, []any{&key, &row.Shard, &row.Total, &row.Spread}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&key, &row.Shard, &row.Total, &row.Likes, &row.Spread}, func() error {
 		if key != nil {
 			row.Key = *key
 			bases.Rows = append(bases.Rows, row)
@@ -73,6 +73,49 @@ func (p *Postgres) Bases(ctx context.Context, keys []string) (shard.LedgerBases,
 		return shard.LedgerBases{}, postgresError("read bases", err)
 	}
 	return bases, nil
+}
+
+// One statement, so one snapshot. Watermarks come as rows without a position. The limit has each pair looked up in
+// the index of its partition, where a plain join might read all of likes.
+const likesSQL = `
+SELECT k.n, l.liked, l.at, 0 AS shard, 0 AS watermark
+FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS k (key, actor, n)
+CROSS JOIN LATERAL (
+    SELECT liked, at FROM likes WHERE key = k.key COLLATE "C" AND actor = k.actor COLLATE "C" LIMIT 1
+) AS l
+UNION ALL
+SELECT NULL, false, now(), shard, watermark FROM shards`
+
+// Likes implements DirectLedger and WindowLedger.
+func (p *Postgres) Likes(ctx context.Context, pairs []counter.Pair) (shard.LedgerLikes, error) {
+	keys, actors := make([]string, len(pairs)), make([]string, len(pairs))
+	for i, pair := range pairs {
+		keys[i], actors[i] = pair.Key, pair.Actor
+	}
+	rows, err := p.pool.Query(ctx, likesSQL, keys, actors)
+	if err != nil {
+		return shard.LedgerLikes{}, postgresError("read likes", err)
+	}
+	likes := shard.LedgerLikes{States: make([]counter.LikeState, len(pairs))}
+	var position *int
+	var state counter.LikeState
+	var n int
+	var watermark int64
+	_, err = pgx.ForEachRow(rows, []any{&position, &state.Liked, &state.At, &n, &watermark}, func() error {
+		if position != nil {
+			likes.States[*position-1] = state
+			return nil
+		}
+		for len(likes.Watermarks) <= n {
+			likes.Watermarks = append(likes.Watermarks, 0)
+		}
+		likes.Watermarks[n] = watermark
+		return nil
+	})
+	if err != nil {
+		return shard.LedgerLikes{}, postgresError("read likes", err)
+	}
+	return likes, nil
 }
 
 // Watermark implements WindowLedger.

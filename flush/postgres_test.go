@@ -121,7 +121,7 @@ func TestPostgresSchemasAreApart(t *testing.T) {
 	one, two := openPostgres(t, withSchema(t, db, "one")), openPostgres(t, withSchema(t, db, "two"))
 	prepare(t, one, flush.ModeSharded)
 	prepare(t, two, flush.ModeSharded)
-	if _, err := one.Apply(t.Context(), flush.Window{Shard: 0, ID: 5, Deltas: map[string]int64{"views/a": 1}}); err != nil {
+	if _, err := one.Apply(t.Context(), window(0, 5, map[string]int64{"views/a": 1})); err != nil {
 		t.Fatal(err)
 	}
 	bases, err := two.Bases(t.Context(), []string{"views/a"})

@@ -8,22 +8,30 @@ import (
 	"time"
 
 	"github.com/plusone-dev/plusone/internal/counter"
+	"github.com/plusone-dev/plusone/shard"
 )
 
 var (
-	findIDs    = many{`SELECT id, fingerprint FROM request_ids WHERE id IN (VALUES `, `)`, 1}
+	findIDs    = many{`SELECT id, fingerprint, changed FROM request_ids WHERE id IN (VALUES `, `)`, 1}
 	findOnce   = many{`SELECT key, actor, period, start FROM once_claims WHERE (key, actor, period, start) IN (VALUES `, `)`, 4}
-	findTotals = many{`SELECT key, count FROM counters WHERE key IN (VALUES `, `)`, 1}
+	findLikes  = many{`SELECT key, actor, liked FROM likes WHERE (key, actor) IN (VALUES `, `)`, 2}
+	findTotals = many{`SELECT key, count, likes, before_history FROM counters WHERE key IN (VALUES `, `)`, 1}
 	// The bucket comes with every key, so that a row of parameters says all.
 	findHistory = many{`SELECT key, delta FROM history WHERE (key, bucket) IN (VALUES `, `)`, 2}
 
-	addIDs  = many{`INSERT INTO request_ids (id, fingerprint, at) VALUES `, ``, 3}
+	addIDs  = many{`INSERT INTO request_ids (id, fingerprint, changed, at) VALUES `, ``, 4}
 	addOnce = many{`INSERT INTO once_claims (key, actor, period, start, expires) VALUES `, ``, 5}
 
 	// Sums are made in Go: SQLite turns one that overflows into a floating point number.
 	setTotals = many{
-		`INSERT INTO counters (key, count, updated_at) VALUES `,
-		` ON CONFLICT (key) DO UPDATE SET count = excluded.count, updated_at = excluded.updated_at`, 3,
+		`INSERT INTO counters (key, count, likes, before_history, updated_at) VALUES `,
+		` ON CONFLICT (key) DO UPDATE SET count = excluded.count, likes = excluded.likes,
+		before_history = excluded.before_history, updated_at = excluded.updated_at`, 5,
+	}
+	setLikes = many{
+		`INSERT INTO likes (key, actor, liked, at) VALUES `,
+		` ON CONFLICT (key, actor) DO UPDATE SET liked = excluded.liked, at = max(excluded.at, likes.at + 1)
+		WHERE liked <> excluded.liked`, 4,
 	}
 	setHistory = many{
 		`INSERT INTO history (key, bucket, delta) VALUES `,
@@ -43,11 +51,15 @@ func (s *SQLite) Commit(ctx context.Context, changes []counter.Change) ([]Verdic
 		if err != nil {
 			return err
 		}
-		d = g.decide(held)
+		before := maps.Clone(held.liked)
+		d = g.decide(held.standing)
 		if err := w.claim(ctx, g, d, now); err != nil {
 			return err
 		}
-		return s.write(ctx, w, d.sums, held, now)
+		if err := w.setLikes(ctx, before, held.liked, s.clock.now().UnixMicro()); err != nil {
+			return err
+		}
+		return s.write(ctx, w, d, held, now)
 	})
 	if err != nil {
 		return nil, time.Time{}, err
@@ -55,58 +67,97 @@ func (s *SQLite) Commit(ctx context.Context, changes []counter.Change) ([]Verdic
 	return d.verdicts, s.clock.now(), nil
 }
 
+// sqliteStanding is a standing, and what else is in the rows that are written anew.
+type sqliteStanding struct {
+	standing
+	likes         map[string]int64
+	beforeHistory map[string]int64
+}
+
 // standing reads what the ledger holds that matters to the group.
-func (s *SQLite) standing(ctx context.Context, w *sqliteWriter, g *group, now int64) (standing, error) {
-	held := standing{ids: make(map[claimID]uint64), once: make(map[onceClaim]struct{}), totals: make(map[string]int64)}
+func (s *SQLite) standing(ctx context.Context, w *sqliteWriter, g *group, now int64) (sqliteStanding, error) {
+	held := sqliteStanding{
+		standing: standing{
+			ids: make(map[claimID]keptID), once: make(map[onceClaim]struct{}), liked: make(map[counter.Pair]bool),
+			totals: make(map[string]int64),
+		},
+		likes: make(map[string]int64), beforeHistory: make(map[string]int64),
+	}
+	held.history = make(map[string]int64)
+	if s.opts.History == HistoryNone {
+		held.history = held.beforeHistory // it moves as a bucket would
+	}
+	if err := w.findClaims(ctx, g, held.standing); err != nil {
+		return sqliteStanding{}, err
+	}
+	var args []any
+	for _, c := range g.changes {
+		if c.Like != counter.NoLike {
+			args = append(args, c.Entries[0].Key, c.Actor)
+		}
+	}
+	var pair counter.Pair
+	var liked bool
+	if err := w.query(ctx, findLikes, args, []any{&pair.Key, &pair.Actor, &liked}, func() { held.liked[pair] = liked }); err != nil {
+		return sqliteStanding{}, err
+	}
+	return held, s.findTotals(ctx, w, g.keys(), held, now)
+}
+
+// findClaims reads which of the group's ids and once-per claims are taken.
+func (w *sqliteWriter) findClaims(ctx context.Context, g *group, held standing) error {
 	var args []any
 	for _, id := range g.claimIDs() {
 		args = append(args, []byte(id))
 	}
 	var id []byte
 	var fingerprint int64
-	if err := w.query(ctx, findIDs, args, []any{&id, &fingerprint}, func() { held.ids[claimID(id)] = uint64(fingerprint) }); err != nil {
-		return standing{}, err
+	var changed bool
+	if err := w.query(ctx, findIDs, args, []any{&id, &fingerprint, &changed}, func() {
+		held.ids[claimID(id)] = keptID{uint64(fingerprint), changed}
+	}); err != nil {
+		return err
 	}
-
 	args = nil
 	for _, c := range g.onceClaims(held.ids) {
 		args = append(args, c.key, c.actor, c.period, c.start)
 	}
 	var claim onceClaim
 	dest := []any{&claim.key, &claim.actor, &claim.period, &claim.start}
-	if err := w.query(ctx, findOnce, args, dest, func() { held.once[claim] = struct{}{} }); err != nil {
-		return standing{}, err
-	}
+	return w.query(ctx, findOnce, args, dest, func() { held.once[claim] = struct{}{} })
+}
 
-	keys := g.keys()
-	args = make([]any, len(keys))
+// findTotals reads what the keys stand at, and the bucket that a change would go to: without a history, what was
+// added before one.
+func (s *SQLite) findTotals(ctx context.Context, w *sqliteWriter, keys []string, held sqliteStanding, now int64) error {
+	args := make([]any, len(keys))
 	for i, key := range keys {
 		args[i] = key
 	}
 	var key string
-	var value int64
-	if err := w.query(ctx, findTotals, args, []any{&key, &value}, func() { held.totals[key] = value }); err != nil {
-		return standing{}, err
+	var value, likes, before int64
+	if err := w.query(ctx, findTotals, args, []any{&key, &value, &likes, &before}, func() {
+		held.totals[key], held.likes[key], held.beforeHistory[key] = value, likes, before
+	}); err != nil {
+		return err
 	}
 	if s.opts.History == HistoryNone {
-		return held, nil
+		return nil
 	}
-	held.history = make(map[string]int64)
 	bucket := s.opts.History.bucket(now)
 	pairs := make([]any, 0, 2*len(keys))
 	for _, key := range keys {
 		pairs = append(pairs, key, bucket)
 	}
-	err := w.query(ctx, findHistory, pairs, []any{&key, &value}, func() { held.history[key] = value })
-	return held, err
+	return w.query(ctx, findHistory, pairs, []any{&key, &value}, func() { held.history[key] = value })
 }
 
 // claim writes the claims of the applied changes.
 func (w *sqliteWriter) claim(ctx context.Context, g *group, d decision, now int64) error {
 	var args []any
 	for _, id := range g.claimIDs() {
-		if _, used := d.ids[id]; used {
-			args = append(args, []byte(id), int64(g.fingerprints[id]), now)
+		if changed, used := d.ids[id]; used {
+			args = append(args, []byte(id), int64(g.fingerprints[id]), changed, now)
 		}
 	}
 	if err := w.exec(ctx, addIDs, args); err != nil {
@@ -119,24 +170,32 @@ func (w *sqliteWriter) claim(ctx context.Context, g *group, d decision, now int6
 	return w.exec(ctx, addOnce, args)
 }
 
+// setLikes writes the pairs that the group has changed.
+func (w *sqliteWriter) setLikes(ctx context.Context, before, after map[counter.Pair]bool, now int64) error {
+	var args []any
+	for pair, liked := range after {
+		if liked != before[pair] {
+			args = append(args, pair.Key, pair.Actor, liked, now)
+		}
+	}
+	return w.exec(ctx, setLikes, args)
+}
+
 // write sets what the applied changes have led to.
-func (s *SQLite) write(ctx context.Context, w *sqliteWriter, applied sums, held standing, now int64) error {
-	if len(applied.rounds) == 0 {
+func (s *SQLite) write(ctx context.Context, w *sqliteWriter, d decision, held sqliteStanding, now int64) error {
+	if len(d.sums.rounds) == 0 {
 		return nil
 	}
-	keys := slices.Sorted(maps.Keys(applied.rounds[0])) // every key is in the first round
-	totals := make([]any, 0, 3*len(keys))
-	history := make([]any, 0, 3*len(keys))
+	keys := slices.Sorted(maps.Keys(d.sums.rounds[0])) // every key is in the first round
+	totals := make([]any, 0, setTotals.columns*len(keys))
+	history := make([]any, 0, setHistory.columns*len(keys))
 	bucket := s.opts.History.bucket(now)
 	for _, key := range keys {
-		totals = append(totals, key, held.totals[key], now)
+		totals = append(totals, key, held.totals[key], held.likes[key]+d.likes[key], held.beforeHistory[key], now)
 		history = append(history, key, bucket, held.history[key])
 	}
-	if err := w.exec(ctx, setTotals, totals); err != nil {
+	if err := w.exec(ctx, setTotals, totals); err != nil || s.opts.History == HistoryNone {
 		return err
-	}
-	if held.history == nil {
-		return nil
 	}
 	return w.exec(ctx, setHistory, history)
 }
@@ -208,4 +267,35 @@ func (s *SQLite) PruneClaims(ctx context.Context, limit int) (int, error) {
 		return 0, err
 	}
 	return pruned, nil
+}
+
+// Likes implements DirectLedger.
+func (s *SQLite) Likes(ctx context.Context, pairs []counter.Pair) (shard.LedgerLikes, error) {
+	likes := shard.LedgerLikes{States: make([]counter.LikeState, len(pairs))}
+	if len(pairs) == 0 {
+		return likes, nil
+	}
+	positions := make(map[counter.Pair][]int, len(pairs))
+	args := make([]any, 0, 2*len(pairs))
+	for i, pair := range pairs {
+		positions[pair] = append(positions[pair], i)
+		args = append(args, pair.Key, pair.Actor)
+	}
+	query := `SELECT key, actor, liked, at FROM likes WHERE (key, actor) IN (VALUES (?, ?)` + strings.Repeat(`, (?, ?)`, len(pairs)-1) + `)` //nolint:gosec // placeholders alone
+	rows, err := s.readers.QueryContext(ctx, query, args...)
+	if err != nil {
+		return shard.LedgerLikes{}, sqliteError("read likes", err)
+	}
+	var pair counter.Pair
+	var liked bool
+	var at int64
+	err = forEachRow(rows, []any{&pair.Key, &pair.Actor, &liked, &at}, func() {
+		for _, i := range positions[pair] {
+			likes.States[i] = counter.LikeState{Liked: liked, At: time.UnixMicro(at)}
+		}
+	})
+	if err != nil {
+		return shard.LedgerLikes{}, sqliteError("read likes", err)
+	}
+	return likes, nil
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"sync"
 	"time"
 
@@ -16,12 +17,14 @@ import (
 	"github.com/plusone-dev/plusone/shard"
 )
 
-// moveChunk is how many keys one script moves from a window to the bases: a few milliseconds of Redis.
+// moveChunk is how many fields one script moves from a window to the bases: a few milliseconds of Redis.
 const moveChunk = 1_000
 
 // WorkerConfig configures a Worker.
 type WorkerConfig struct {
 	Shards int
+	// Window is the window length.
+	Window time.Duration
 	// Interval is the pause between two rounds of a shard, and so how long a rollback of Redis may go
 	// unnoticed.
 	Interval time.Duration
@@ -42,6 +45,7 @@ type Worker struct {
 	cfg     WorkerConfig
 	metrics *workerMetrics
 	failing sync.Map // shard to struct{}, to log a failure once and not every round
+	marked  sync.Map // key to struct{}: spread keys whose homes are not waited for
 }
 
 // NewWorker makes a worker; Run starts it.
@@ -151,11 +155,11 @@ func (w *Worker) pass(ctx context.Context, n int) (more bool, err error) {
 	w.metrics.observe(n, sealed)
 	more = sealed.More
 	for _, window := range sealed.Sealed {
-		discarded, err := w.drain(ctx, n, window, watermark.ID)
-		if err != nil {
+		done, err := w.drain(ctx, n, window, watermark.ID, sealed.Time)
+		if err != nil || done == postponed {
 			return false, err
 		}
-		more = more || discarded // what lies behind it may be a rollback, which the next pass notices
+		more = more || done == discarded // what lies behind it may be a rollback, which the next pass notices
 	}
 	return more, nil
 }
@@ -188,106 +192,117 @@ func (w *Worker) rolledBack(ctx context.Context, n int) {
 		"nothing is counted twice; request ids made before now are refused for a dedupe window", "shard", n)
 }
 
+// drained is what became of a window.
+type drained int
+
+const (
+	applied   drained = iota
+	discarded         // the ledger had it already
+	postponed         // its turn comes later
+)
+
 // drain takes one sealed window through the ledger and out of Redis (rules 3 to 5). Watermark is that of a
-// moment ago: the ledger's own word, in the transaction, decides. Discarded reports that the ledger had the
-// window already.
-func (w *Worker) drain(ctx context.Context, n int, sealed shard.SealedWindow, watermark int64) (discarded bool, err error) {
+// moment ago: the ledger's own word, in the transaction, decides. Now is the Redis clock.
+func (w *Worker) drain(ctx context.Context, n int, sealed shard.SealedWindow, watermark, now int64) (drained, error) {
 	started := time.Now()
 	s := w.steps(ctx)
 	window, id := Window{Shard: n, ID: sealed.ID, Token: sealed.Token}, sealed.ID
-	var applied Applied
+	var result Applied
+	wait := false
 	if id > watermark {
 		s.do("scan", func(ctx context.Context) (err error) {
-			window.Deltas, window.Markers, err = w.scan(ctx, n, id)
+			window.WindowPart, err = w.scan(ctx, n, id)
 			return err
 		})
+		s.do("markers", func(ctx context.Context) (err error) {
+			wait, err = w.mustWait(ctx, n, window.Likes, now-id >= likesWait*w.cfg.Window.Milliseconds())
+			return err
+		})
+		if wait && s.err == nil {
+			return postponed, nil
+		}
 		s.do("apply", func(ctx context.Context) (err error) {
-			applied, err = w.ledger.Apply(ctx, withoutZeros(window))
+			result, err = w.ledger.Apply(ctx, window)
 			return err
 		})
 	}
 	if s.err != nil {
-		return false, s.err
+		return postponed, s.err
 	}
-	if !applied.OK {
+	if !result.OK {
 		w.metrics.discarded.Inc()
 		w.cfg.Logger.WarnContext(ctx, "window discarded: the ledger has it already", "shard", n, "window", id)
 		s.do("discard", func(ctx context.Context) error { return w.scripts.Discard(ctx, n, id, random()) })
-		return true, s.err
+		return discarded, s.err
 	}
 	s.do("begin", func(ctx context.Context) error {
-		rolledBack, err := w.scripts.Begin(ctx, n, sealed, applied.Previous, random())
+		rolledBack, err := w.scripts.Begin(ctx, n, sealed, result.Previous, random())
 		if rolledBack {
 			w.rolledBack(ctx, n)
 		}
 		return err
 	})
-	for _, chunk := range chunks(window, applied.Clipped) {
-		s.do("move", func(ctx context.Context) error { return w.scripts.Move(ctx, n, id, chunk.deltas, chunk.markers) })
+	for _, moves := range chunks(window.WindowPart, result.Adjusted) {
+		s.do("move", func(ctx context.Context) error { return w.scripts.Move(ctx, n, id, moves) })
 	}
 	s.do("end", func(ctx context.Context) error { return w.scripts.End(ctx, n, id) })
-	w.metrics.applied(len(window.Deltas), len(applied.Clipped), started)
-	return false, s.err
+	w.metrics.applied(len(window.Deltas), len(window.Likes), result, started)
+	return applied, s.err
 }
 
 // scan reads a sealed window. Nothing writes to it any more, so it may be read in chunks (rule 2).
-func (w *Worker) scan(ctx context.Context, n int, id int64) (deltas, markers map[string]int64, err error) {
-	deltas, markers = map[string]int64{}, map[string]int64{}
+func (w *Worker) scan(ctx context.Context, n int, id int64) (shard.WindowPart, error) {
+	window := shard.WindowPart{
+		Deltas: map[string]int64{}, LikeDeltas: map[string]int64{},
+		Likes: map[counter.Pair]shard.PendingLike{}, Markers: map[string]int64{},
+	}
 	for cursor := uint64(0); ; {
-		next, d, m, err := w.scripts.Scan(ctx, n, id, cursor)
+		next, part, err := w.scripts.Scan(ctx, n, id, cursor)
 		if err != nil {
-			return nil, nil, err
+			return shard.WindowPart{}, err
 		}
-		for key, delta := range d {
-			deltas[key] = delta
-		}
-		for key, marker := range m {
-			markers[key] = marker
-		}
+		maps.Copy(window.Deltas, part.Deltas)
+		maps.Copy(window.LikeDeltas, part.LikeDeltas)
+		maps.Copy(window.Likes, part.Likes)
+		maps.Copy(window.Markers, part.Markers)
 		if next == 0 {
-			return deltas, markers, nil
+			return window, nil
 		}
 		cursor = next
 	}
 }
 
-// withoutZeros leaves out deltas that cancelled out: the ledger takes none.
-func withoutZeros(w Window) Window {
-	deltas := make(map[string]int64, len(w.Deltas))
-	for key, delta := range w.Deltas {
-		if delta != 0 {
-			deltas[key] = delta
+// chunks are the moves of a window: all its fields, and for each key whether the ledger applied something else
+// than the window holds of it.
+func chunks(w shard.WindowPart, adjusted map[string]struct{}) []shard.Moves {
+	var steps []shard.Moves
+	fields := moveChunk // in the last step
+	last := func() *shard.Moves {
+		if fields == moveChunk {
+			steps, fields = append(steps, shard.Moves{}), 0
 		}
-	}
-	w.Deltas = deltas
-	return w
-}
-
-type moveStep struct {
-	deltas  []counter.Entry
-	markers []string
-}
-
-// chunks are the moves of a window: all its fields, with the deltas that the ledger applied.
-func chunks(w Window, clipped map[string]int64) []moveStep {
-	var steps []moveStep
-	last := func() *moveStep {
-		if n := len(steps); n > 0 && len(steps[n-1].deltas)+len(steps[n-1].markers) < moveChunk {
-			return &steps[n-1]
-		}
-		steps = append(steps, moveStep{})
+		fields++
 		return &steps[len(steps)-1]
 	}
 	for key, delta := range w.Deltas {
-		if applied, ok := clipped[key]; ok {
-			delta = applied
-		}
+		_, reload := adjusted[key]
 		s := last()
-		s.deltas = append(s.deltas, counter.Entry{Key: key, Delta: delta})
+		s.Deltas = append(s.Deltas, shard.MovedDelta{Key: key, Delta: delta, Likes: w.LikeDeltas[key], Reload: reload})
+	}
+	for key := range adjusted {
+		// The likes of a key may all have been taken for repeats, and the window holds no delta of it.
+		if _, there := w.Deltas[key]; !there {
+			s := last()
+			s.Deltas = append(s.Deltas, shard.MovedDelta{Key: key, Reload: true})
+		}
+	}
+	for pair := range w.Likes {
+		s := last()
+		s.Likes = append(s.Likes, pair)
 	}
 	for key := range w.Markers {
 		s := last()
-		s.markers = append(s.markers, key)
+		s.Markers = append(s.Markers, key)
 	}
 	return steps
 }

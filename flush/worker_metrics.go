@@ -14,6 +14,8 @@ type workerMetrics struct {
 	backlog   *prometheus.GaugeVec
 	windows   prometheus.Counter
 	keys      prometheus.Counter
+	likes     prometheus.Counter
+	corrected prometheus.Counter
 	clipped   prometheus.Counter
 	seconds   prometheus.Histogram
 	discarded prometheus.Counter
@@ -35,6 +37,13 @@ func newWorkerMetrics(reg prometheus.Registerer) *workerMetrics {
 		keys: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "plusone_flush_keys_total", Help: "Keys of the windows applied to the ledger.",
 		}),
+		likes: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "plusone_flush_likes_total", Help: "Likes and unlikes of the windows applied to the ledger.",
+		}),
+		corrected: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "plusone_flush_likes_corrected_total",
+			Help: "Likes of which the window supposed otherwise than the ledger knew: after an outage of the ledger or a rollback of Redis.",
+		}),
 		clipped: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "plusone_flush_clipped_total", Help: "Deltas cut short because the total stopped at the edge of int64.",
 		}),
@@ -53,7 +62,7 @@ func newWorkerMetrics(reg prometheus.Registerer) *workerMetrics {
 			Name: "plusone_flush_errors_total", Help: "Rounds of a shard that failed and will be repeated.",
 		}),
 	}
-	reg.MustRegister(m.lag, m.backlog, m.windows, m.keys, m.clipped, m.seconds, m.discarded, m.rollbacks, m.errors)
+	reg.MustRegister(m.lag, m.backlog, m.windows, m.keys, m.likes, m.corrected, m.clipped, m.seconds, m.discarded, m.rollbacks, m.errors)
 	return m
 }
 
@@ -67,9 +76,11 @@ func (m *workerMetrics) observe(n int, sealed shard.SealReply) {
 	m.backlog.WithLabelValues(label).Set(float64(sealed.Windows))
 }
 
-func (m *workerMetrics) applied(keys, clipped int, started time.Time) {
+func (m *workerMetrics) applied(keys, likes int, applied Applied, started time.Time) {
 	m.windows.Inc()
 	m.keys.Add(float64(keys))
-	m.clipped.Add(float64(clipped))
+	m.likes.Add(float64(likes))
+	m.corrected.Add(float64(applied.CorrectedLikes))
+	m.clipped.Add(float64(applied.Clipped))
 	m.seconds.Observe(time.Since(started).Seconds())
 }

@@ -44,6 +44,10 @@ func (s *clockStore) Counts(ctx context.Context, keys []string) []counter.Readin
 	return readAll(keys, func(string) int64 { return n }, asOf)
 }
 
+func (s *clockStore) Likes(context.Context, string, []string) ([]counter.LikeState, error) {
+	return nil, counter.ErrUnavailable
+}
+
 func (s *clockStore) fail(err error) { s.err.Store(&err) }
 
 func get(t *testing.T, s *counterService, req *plusonev1.GetRequest) *plusonev1.Count {

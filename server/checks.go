@@ -49,9 +49,7 @@ func (v *violations) err() error {
 
 // checkIncrement returns the change that a request asks for. The change is valid only if v stays empty.
 func checkIncrement(req *plusonev1.IncrementRequest, maxDelta int64, v *violations) counter.Change {
-	if problem := textProblem(req.Key, counter.MaxKeyBytes); problem != "" {
-		v.add("key", "key", problem)
-	}
+	checkText("key", req.Key, counter.MaxKeyBytes, v)
 	delta := int64(1)
 	if req.Delta != nil {
 		delta = *req.Delta
@@ -60,9 +58,7 @@ func checkIncrement(req *plusonev1.IncrementRequest, maxDelta int64, v *violatio
 		v.add("delta", "delta", problem)
 	}
 	if req.Actor != "" {
-		if problem := textProblem(req.Actor, counter.MaxActorBytes); problem != "" {
-			v.add("actor", "actor", problem)
-		}
+		checkText("actor", req.Actor, counter.MaxActorBytes, v)
 	}
 	return counter.Change{
 		Entries:   []counter.Entry{{Key: req.Key, Delta: delta}},
@@ -101,8 +97,27 @@ func checkBatch(req *plusonev1.BatchIncrementRequest, maxDelta int64, v *violati
 	return counter.Change{Entries: entries, RequestID: id}
 }
 
-// checkBatchGet checks the keys of a read of many.
-func checkBatchGet(keys []string, v *violations) {
+// likeRequest is what a Like and an Unlike have in common.
+type likeRequest interface {
+	GetKey() string
+	GetActor() string
+	GetRequestId() string
+}
+
+// checkLike returns the change that a request asks for. The change is valid only if v stays empty.
+func checkLike(req likeRequest, action counter.LikeAction, v *violations) counter.Change {
+	checkText("key", req.GetKey(), counter.MaxKeyBytes, v)
+	checkText("actor", req.GetActor(), counter.MaxActorBytes, v)
+	return counter.Change{
+		Entries:   []counter.Entry{{Key: req.GetKey()}},
+		RequestID: checkRequestID(req.GetRequestId(), v),
+		Actor:     req.GetActor(),
+		Like:      action,
+	}
+}
+
+// checkKeys checks the keys of a read of many.
+func checkKeys(keys []string, v *violations) {
 	if n := len(keys); n < 1 || n > counter.MaxReadKeys {
 		v.add("keys", "keys", fmt.Sprintf("must be 1 to %d keys, not %d", counter.MaxReadKeys, n))
 		return
@@ -171,6 +186,13 @@ func checkOncePer(oncePer *durationpb.Duration, actor string, v *violations) tim
 		v.add("actor", "actor", "must be given with once_per")
 	}
 	return oncePer.AsDuration()
+}
+
+// checkText checks a key or actor that must be there.
+func checkText(field, text string, maxBytes int, v *violations) {
+	if problem := textProblem(text, maxBytes); problem != "" {
+		v.add(field, field, problem)
+	}
 }
 
 // deltaProblem says what is wrong with a delta, or is empty.

@@ -44,8 +44,8 @@ type Config struct {
 	CacheBytes int64
 	// MaxInFlight bounds the requests that are worked on at once. Further ones are refused.
 	MaxInFlight int
-	// MaxInFlightItems bounds the batch entries and keys of the requests that are worked on at once, and
-	// with them their memory. Further requests are refused. At least one largest batch must fit.
+	// MaxInFlightItems bounds the batch entries, keys and listed likes of the requests that are worked on at
+	// once, and with them their memory. Further requests are refused. At least one largest batch must fit.
 	MaxInFlightItems int
 }
 

@@ -25,7 +25,7 @@ func (s *counterService) Increment(ctx context.Context, req *plusonev1.Increment
 ) (*plusonev1.IncrementResponse, error) {
 	var v violations
 	change := checkIncrement(req, s.config.MaxDelta, &v)
-	if err := s.refuse(&v); err != nil {
+	if err := s.metrics.refuse(&v); err != nil {
 		return nil, err
 	}
 	outcome, asOf, err := s.apply(ctx, change)
@@ -40,7 +40,7 @@ func (s *counterService) BatchIncrement(ctx context.Context, req *plusonev1.Batc
 ) (*plusonev1.BatchIncrementResponse, error) {
 	var v violations
 	change := checkBatch(req, s.config.MaxDelta, &v)
-	if err := s.refuse(&v); err != nil {
+	if err := s.metrics.refuse(&v); err != nil {
 		return nil, err
 	}
 	outcome, asOf, err := s.apply(ctx, change)
@@ -53,11 +53,9 @@ func (s *counterService) BatchIncrement(ctx context.Context, req *plusonev1.Batc
 // Get reads one counter.
 func (s *counterService) Get(ctx context.Context, req *plusonev1.GetRequest) (*plusonev1.GetResponse, error) {
 	var v violations
-	if problem := textProblem(req.Key, counter.MaxKeyBytes); problem != "" {
-		v.add("key", "key", problem)
-	}
+	checkText("key", req.Key, counter.MaxKeyBytes, &v)
 	want := checkFreshness(req.MaxAge, req.MinAsOf, &v)
-	if err := s.refuse(&v); err != nil {
+	if err := s.metrics.refuse(&v); err != nil {
 		return nil, err
 	}
 	now := s.cache.now()
@@ -83,9 +81,9 @@ func (s *counterService) Get(ctx context.Context, req *plusonev1.GetRequest) (*p
 func (s *counterService) BatchGet(ctx context.Context, req *plusonev1.BatchGetRequest,
 ) (*plusonev1.BatchGetResponse, error) {
 	var v violations
-	checkBatchGet(req.Keys, &v)
+	checkKeys(req.Keys, &v)
 	want := checkFreshness(req.MaxAge, req.MinAsOf, &v)
-	if err := s.refuse(&v); err != nil {
+	if err := s.metrics.refuse(&v); err != nil {
 		return nil, err
 	}
 	counts := make([]*plusonev1.Count, len(req.Keys))
@@ -150,9 +148,7 @@ func (s *counterService) apply(ctx context.Context, change counter.Change,
 	defer cancel()
 	receipt, err := s.store.Apply(within, change)
 	if err != nil {
-		// A once-per claim alone does not make a change repeatable: the repetition may fall into the next
-		// period.
-		return 0, nil, changeError(ctx, err, !change.RequestID.IsZero())
+		return 0, nil, changeError(ctx, err, change)
 	}
 	asOf := timestamppb.New(receipt.AsOf)
 	switch receipt.Outcome {
@@ -163,15 +159,6 @@ func (s *counterService) apply(ctx context.Context, change counter.Change,
 	case counter.AlreadyCounted:
 		return plusonev1.Outcome_OUTCOME_ALREADY_COUNTED, asOf, nil
 	default:
-		return 0, nil, changeError(ctx, fmt.Errorf("the store answered outcome %d", receipt.Outcome), true)
+		return 0, nil, changeError(ctx, fmt.Errorf("the store answered outcome %d", receipt.Outcome), change)
 	}
-}
-
-// refuse returns the error of a request with violations, and counts it.
-func (s *counterService) refuse(v *violations) error {
-	err := v.err()
-	if err != nil {
-		s.metrics.invalid.WithLabelValues(v.kind).Inc()
-	}
-	return err
 }

@@ -3,7 +3,7 @@
 //
 // # Basics
 //
-// New assembles a Server around a Store, Serve runs it on two listeners, Shutdown ends it.
+// New assembles a Server around a Store and the ledger's Reports, Serve runs it on two listeners, Shutdown ends it.
 //
 // A change goes to the store as soon as it has passed the checks; combining changes is the store's work. A
 // read is answered from the cache if it may be: the cached value's fetch began no longer before the request
@@ -11,6 +11,10 @@
 // of a request that are missing, and once for all the requests that miss a key at the same time. Keys that
 // are read often are fetched again shortly before their values are 5 s old (or whatever max_age their readers
 // ask), so that their readers do not wait.
+//
+// A like is acknowledged by the store. Its count is read afterwards and left in the cache; if it cannot be read
+// soon, the answer goes without. Lists come from the ledger, past the cache, and their page tokens say where a
+// page begins: no server keeps anything between two pages.
 //
 // # Caveats
 //

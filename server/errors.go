@@ -70,6 +70,11 @@ var (
 	// To repeat a change that has no request_id could count it twice, so there is no RetryInfo.
 	statusUnknownForGood = newStatus(codes.Unavailable, reasonOutcomeUnknown,
 		"the change may or may not have been counted; only a change with a request_id can be repeated safely")
+	// A like is a state: to set it once more is safe, until the actor has thought better of it. The answer may then
+	// be that nothing changed, though it was the first call that changed it.
+	statusUnknownLike = newStatus(codes.Unavailable, reasonOutcomeUnknown,
+		"the like may or may not have been set; repeat the call at once",
+		retryInfo(retryOutcomeUnknownAfter))
 	statusCancelled = newStatus(codes.Canceled, reasonCancelled, "the caller cancelled the call")
 	statusDeadline  = newStatus(codes.DeadlineExceeded, reasonDeadlineExceeded, "the caller's deadline has passed")
 	statusInternal  = newStatus(codes.Internal, reasonInternal, "internal error")
@@ -117,9 +122,8 @@ func (e *rpcError) GRPCStatus() *status.Status { return e.status }
 
 func (e *rpcError) Unwrap() error { return e.cause }
 
-// changeError maps the error of a change. ctx is the caller's, repeatable whether the change carries a
-// claim by which the store knows it again.
-func changeError(ctx context.Context, err error, repeatable bool) error {
+// changeError maps the error of a change. ctx is the caller's.
+func changeError(ctx context.Context, err error, change counter.Change) error {
 	st := callerStatus(ctx)
 	if st == nil {
 		st = storeStatus(err)
@@ -131,10 +135,23 @@ func changeError(ctx context.Context, err error, repeatable bool) error {
 	if st == nil {
 		st = statusInternal
 	}
-	if st == statusUnknown && !repeatable {
-		st = statusUnknownForGood
+	if st == statusUnknown {
+		st = unknownStatus(change)
 	}
 	return &rpcError{status: st, cause: err}
+}
+
+// unknownStatus is the status of a change in doubt: it says what the caller can do about it.
+func unknownStatus(change counter.Change) *status.Status {
+	switch {
+	case !change.RequestID.IsZero():
+		return statusUnknown
+	case change.Like != counter.NoLike:
+		return statusUnknownLike
+	default:
+		// Not even with a once-per claim: the repetition may fall into the next period.
+		return statusUnknownForGood
+	}
 }
 
 // readError maps the error of a read. ctx is the caller's.

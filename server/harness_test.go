@@ -27,10 +27,11 @@ import (
 var storeTime = time.Date(2026, 1, 2, 3, 4, 5, 678_000_000, time.UTC)
 
 // scriptedStore does what its functions say and records what it was asked. Without a function it applies
-// every change, and reads every key as the length of its name.
+// every change, reads every key as the length of its name, and has no likes.
 type scriptedStore struct {
 	apply  func(context.Context, counter.Change) (counter.Receipt, error)
 	counts func(context.Context, []string) []counter.Reading
+	likes  func(ctx context.Context, actor string, keys []string) ([]counter.LikeState, error)
 
 	mu      sync.Mutex
 	changes []counter.Change
@@ -55,6 +56,13 @@ func (s *scriptedStore) Counts(ctx context.Context, keys []string) []counter.Rea
 		return s.counts(ctx, keys)
 	}
 	return readAll(keys, func(key string) int64 { return int64(len(key)) }, storeTime)
+}
+
+func (s *scriptedStore) Likes(ctx context.Context, actor string, keys []string) ([]counter.LikeState, error) {
+	if s.likes != nil {
+		return s.likes(ctx, actor, keys)
+	}
+	return make([]counter.LikeState, len(keys)), nil
 }
 
 func (s *scriptedStore) lastChange(t *testing.T) counter.Change {
@@ -111,6 +119,7 @@ func (b *safeBuffer) String() string {
 type running struct {
 	server   *Server
 	client   plusonev1.CounterServiceClient
+	reports  plusonev1.ReportServiceClient
 	conn     *grpc.ClientConn
 	http     string
 	registry *prometheus.Registry
@@ -120,11 +129,16 @@ type running struct {
 
 func start(t *testing.T, store Store, config Config) *running {
 	t.Helper()
+	return startWith(t, store, &scriptedReports{}, config)
+}
+
+func startWith(t *testing.T, store Store, reports Reports, config Config) *running {
+	t.Helper()
 	r := &running{registry: prometheus.NewRegistry(), log: &safeBuffer{}, served: make(chan error, 1)}
 	config.Registry = r.registry
 	config.Logger = slog.New(slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	var err error
-	if r.server, err = New(store, config); err != nil {
+	if r.server, err = New(store, reports, config); err != nil {
 		t.Fatal(err)
 	}
 	grpcListener, httpListener := listen(t), listen(t)
@@ -136,6 +150,7 @@ func start(t *testing.T, store Store, config Config) *running {
 		t.Fatal(err)
 	}
 	r.client = plusonev1.NewCounterServiceClient(r.conn)
+	r.reports = plusonev1.NewReportServiceClient(r.conn)
 	t.Cleanup(func() {
 		_ = r.conn.Close()
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)

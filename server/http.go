@@ -14,12 +14,12 @@ import (
 // healthTimeout bounds one health check.
 const healthTimeout = 2 * time.Second
 
-const page = `<!doctype html>
+const indexPage = `<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
 <title>plusone</title>
 <h1>plusone</h1>
-<p>A counter service. Its API is gRPC, plusone.v1.CounterService, on another port.</p>
+<p>A counter service. Its API is gRPC, plusone.v1.CounterService and plusone.v1.ReportService, on another port.</p>
 <ul>
 <li><a href="/healthz">health</a></li>
 <li><a href="/metrics">metrics</a></li>
@@ -39,7 +39,7 @@ func newHTTPServer(registry *prometheus.Registry, logger *slog.Logger, mode stri
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/html; charset=utf-8")
-		_, _ = w.Write([]byte(page)) // a reader that has gone needs no answer
+		_, _ = w.Write([]byte(indexPage)) // a reader that has gone needs no answer
 	})
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithTimeout(r.Context(), healthTimeout)

@@ -42,27 +42,39 @@ func endStreams(ending <-chan struct{}) grpc.StreamServerInterceptor {
 	}
 }
 
-// admission bounds the requests that are worked on at once, and their batch entries and keys. Calls of
-// other services, such as health checks, are always let in.
+// admission bounds the requests that are worked on at once, and their items. Calls of other services, such as
+// health checks, are always let in.
 type admission struct {
 	requests, items       atomic.Int64
 	maxRequests, maxItems int64
 	metrics               *metrics
 }
 
-func (a *admission) unary(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
-	var items int64
+// itemsOf is how many items a request costs: the entries or keys that it names, or the likes that it asks for. What
+// is beyond a limit is refused by the checks, not here. It is false for requests of other services.
+func itemsOf(req any) (items int, ok bool) {
 	switch r := req.(type) {
-	case *plusonev1.IncrementRequest, *plusonev1.GetRequest:
-		items = 1
+	case *plusonev1.IncrementRequest, *plusonev1.GetRequest, *plusonev1.LikeRequest, *plusonev1.UnlikeRequest:
+		return 1, true
 	case *plusonev1.BatchIncrementRequest:
-		// What is beyond the limit of a batch is refused by the checks, not here.
-		items = int64(min(len(r.Entries), counter.MaxEntries))
+		return min(len(r.Entries), counter.MaxEntries), true
 	case *plusonev1.BatchGetRequest:
-		items = int64(min(len(r.Keys), counter.MaxReadKeys))
+		return min(len(r.Keys), counter.MaxReadKeys), true
+	case *plusonev1.BatchGetLikesRequest:
+		return min(len(r.Keys), counter.MaxReadKeys), true
+	case pageRequest:
+		return max(0, min(pageSize(r), counter.MaxListed)), true
 	default:
+		return 0, false
+	}
+}
+
+func (a *admission) unary(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	n, ok := itemsOf(req)
+	if !ok {
 		return handler(ctx, req)
 	}
+	items := int64(n)
 	// The sums may overshoot for a moment, by requests that are just being refused.
 	defer a.requests.Add(-1)
 	if a.requests.Add(1) > a.maxRequests {

@@ -67,10 +67,19 @@ func (m *metrics) register(registry *prometheus.Registry, cache *countCache, in 
 			func() float64 { return float64(cache.entries.WeightedSize()) }),
 		gauge("plusone_server_in_flight_requests", "Requests that are worked on.",
 			func() float64 { return float64(in.requests.Load()) }),
-		gauge("plusone_server_in_flight_items", "Batch entries and keys of the requests that are worked on.",
+		gauge("plusone_server_in_flight_items", "Batch entries, keys and listed likes of the requests that are worked on.",
 			func() float64 { return float64(in.items.Load()) }),
 	} {
 		errs = append(errs, registry.Register(c))
 	}
 	return errors.Join(errs...)
+}
+
+// refuse returns the error of a request with violations, and counts it.
+func (m *metrics) refuse(v *violations) error {
+	err := v.err()
+	if err != nil {
+		m.invalid.WithLabelValues(v.kind).Inc()
+	}
+	return err
 }

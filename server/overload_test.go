@@ -10,6 +10,8 @@ import (
 
 	"google.golang.org/grpc/codes"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
 
 	plusonev1 "github.com/plusone-dev/plusone/api/plusone/v1"
 	"github.com/plusone-dev/plusone/internal/counter"
@@ -83,11 +85,16 @@ func TestItemsInFlightAreBounded(t *testing.T) {
 	})
 	<-arrived
 	_, err := r.client.BatchIncrement(t.Context(), batch(6))
-	wantFailure(t, err, failure{code: codes.ResourceExhausted, reason: "OVERLOADED", retry: true})
+	shed := failure{code: codes.ResourceExhausted, reason: "OVERLOADED", retry: true}
+	wantFailure(t, err, shed)
+	_, err = r.client.BatchGetLikes(t.Context(), &plusonev1.BatchGetLikesRequest{Actor: "a", Keys: make([]string, 6)})
+	wantFailure(t, err, shed)
+	_, err = r.reports.ListLikers(t.Context(), &plusonev1.ListLikersRequest{Key: "k", PageSize: 6})
+	wantFailure(t, err, shed)
 	if _, err := r.client.Get(t.Context(), &plusonev1.GetRequest{Key: "k"}); err != nil {
 		t.Errorf("a small request: %v", err)
 	}
-	if n := value(t, r.server.cache.metrics.shed.WithLabelValues("items")); n != 1 {
+	if n := value(t, r.server.cache.metrics.shed.WithLabelValues("items")); n != 3 {
 		t.Errorf("%v refusals counted", n)
 	}
 	close(gate)
@@ -97,6 +104,45 @@ func TestItemsInFlightAreBounded(t *testing.T) {
 	wantFailure(t, err, failure{code: codes.InvalidArgument, reason: "INVALID_REQUEST", fields: []string{"entries"}})
 	if _, err := r.client.BatchIncrement(t.Context(), batch(counter.MaxEntries)); err != nil {
 		t.Errorf("the largest batch alone: %v", err)
+	}
+}
+
+// Every request of the API is admitted by what it costs, also those that a later version adds.
+func TestItemsOfRequests(t *testing.T) {
+	t.Parallel()
+	for _, file := range []protoreflect.FileDescriptor{plusonev1.File_plusone_v1_counter_proto, plusonev1.File_plusone_v1_report_proto} {
+		for i := range file.Services().Len() {
+			methods := file.Services().Get(i).Methods()
+			for j := range methods.Len() {
+				input, err := protoregistry.GlobalTypes.FindMessageByName(methods.Get(j).Input().FullName())
+				if err != nil {
+					t.Fatal(err)
+				}
+				if _, ok := itemsOf(input.New().Interface()); !ok {
+					t.Errorf("%s is not admitted by what it costs", methods.Get(j).FullName())
+				}
+			}
+		}
+	}
+	for _, tc := range []struct {
+		req  any
+		want int
+	}{
+		{&plusonev1.LikeRequest{}, 1},
+		{&plusonev1.UnlikeRequest{}, 1},
+		{&plusonev1.BatchGetLikesRequest{Keys: make([]string, 7)}, 7},
+		{&plusonev1.BatchGetLikesRequest{Keys: make([]string, 5_000)}, 1_000},
+		{&plusonev1.ListLikersRequest{}, 100},
+		{&plusonev1.ListLikersRequest{PageSize: 7}, 7},
+		{&plusonev1.ListLikedRequest{PageSize: 5_000}, 1_000},
+		{&plusonev1.ListLikedRequest{PageSize: -5}, 0},
+	} {
+		if got, ok := itemsOf(tc.req); got != tc.want || !ok {
+			t.Errorf("%T costs %d, %v, want %d", tc.req, got, ok, tc.want)
+		}
+	}
+	if _, ok := itemsOf(&healthpb.HealthCheckRequest{}); ok {
+		t.Error("a health check is not always let in")
 	}
 }
 

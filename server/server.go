@@ -59,7 +59,7 @@ type Server struct {
 
 // New assembles a server. It fails if the configuration is invalid or the registry already has a server's
 // metrics. A server must be ended by Shutdown, even if it is never served.
-func New(store Store, config Config) (*Server, error) {
+func New(store Store, reports Reports, config Config) (*Server, error) {
 	config, err := config.withDefaults()
 	if err != nil {
 		return nil, fmt.Errorf("server config: %w", err)
@@ -80,6 +80,7 @@ func New(store Store, config Config) (*Server, error) {
 	plusonev1.RegisterCounterServiceServer(s.grpc, &counterService{
 		store: store, cache: cache, config: config, metrics: m,
 	})
+	plusonev1.RegisterReportServiceServer(s.grpc, &reportService{reports: reports, config: config, metrics: m})
 	healthpb.RegisterHealthServer(s.grpc, s.health)
 	reflection.Register(s.grpc)
 	m.calls.InitializeMetrics(s.grpc)
@@ -162,8 +163,11 @@ func (s *Server) setServing(serving bool) {
 	if serving {
 		st = healthpb.HealthCheckResponse_SERVING
 	}
-	s.health.SetServingStatus("", st)
-	s.health.SetServingStatus(plusonev1.CounterService_ServiceDesc.ServiceName, st)
+	for _, service := range []string{
+		"", plusonev1.CounterService_ServiceDesc.ServiceName, plusonev1.ReportService_ServiceDesc.ServiceName,
+	} {
+		s.health.SetServingStatus(service, st)
+	}
 }
 
 // Shutdown reports the server unhealthy, lets the requests that are under way finish, then ends streams, and cuts

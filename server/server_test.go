@@ -71,6 +71,8 @@ func TestHTTP(t *testing.T) {
 	_, body := fetch(t, r.http+"/metrics")
 	for _, want := range []string{
 		`plusone_grpc_server_handled_total{grpc_code="OK",grpc_method="Get",grpc_service="plusone.v1.CounterService",grpc_type="unary"} 2`,
+		`plusone_grpc_server_handled_total{grpc_code="OK",grpc_method="Like",grpc_service="plusone.v1.CounterService",grpc_type="unary"} 0`,
+		`plusone_grpc_server_handled_total{grpc_code="OK",grpc_method="ListLikers",grpc_service="plusone.v1.ReportService",grpc_type="unary"} 0`,
 		`plusone_grpc_server_handling_seconds_bucket{`,
 		"plusone_cache_hits_total 1\n", "plusone_cache_misses_total 1\n", "plusone_cache_entries 1\n",
 		"plusone_cache_stale_total 0\n", "plusone_cache_refreshes_total 0\n", "plusone_cache_evictions_total 0\n",
@@ -91,7 +93,7 @@ func TestHealthFollowsServing(t *testing.T) {
 	awaitServing(t, r)
 	check := func(want healthpb.HealthCheckResponse_ServingStatus) {
 		t.Helper()
-		for _, service := range []string{"", "plusone.v1.CounterService"} {
+		for _, service := range []string{"", "plusone.v1.CounterService", "plusone.v1.ReportService"} {
 			resp, err := healthpb.NewHealthClient(r.conn).Check(t.Context(), &healthpb.HealthCheckRequest{Service: service})
 			if err != nil || resp.Status != want {
 				t.Errorf("%q: %v, %v", service, resp, err)
@@ -238,7 +240,7 @@ func TestShutdownIsBounded(t *testing.T) {
 func TestStartStop(t *testing.T) {
 	t.Parallel()
 	for range 20 {
-		s, err := New(&scriptedStore{}, Config{})
+		s, err := New(&scriptedStore{}, &scriptedReports{}, Config{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -262,7 +264,7 @@ func TestStartStop(t *testing.T) {
 			t.Error("a second Serve succeeded")
 		}
 	}
-	s, err := New(&scriptedStore{}, Config{})
+	s, err := New(&scriptedStore{}, &scriptedReports{}, Config{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -276,7 +278,7 @@ func TestServeFailsWithItsListeners(t *testing.T) {
 	for name, broken := range map[string]int{"gRPC": 0, "HTTP": 1} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			s, err := New(&scriptedStore{}, Config{})
+			s, err := New(&scriptedStore{}, &scriptedReports{}, Config{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -301,7 +303,7 @@ func TestServeFailsWithItsListeners(t *testing.T) {
 func TestNewRefusesBadConfig(t *testing.T) {
 	t.Parallel()
 	registry := prometheus.NewRegistry()
-	first, err := New(&scriptedStore{}, Config{Registry: registry})
+	first, err := New(&scriptedStore{}, &scriptedReports{}, Config{Registry: registry})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -314,7 +316,7 @@ func TestNewRefusesBadConfig(t *testing.T) {
 		"MaxInFlightItems":    {MaxInFlightItems: 9_999},
 		"registry used twice": {Registry: registry},
 	} {
-		if _, err := New(&scriptedStore{}, config); err == nil {
+		if _, err := New(&scriptedStore{}, &scriptedReports{}, config); err == nil {
 			t.Errorf("%s: accepted", name)
 		}
 	}

@@ -117,6 +117,10 @@ func (s *steppedScripts) Read(ctx context.Context, groups []shard.KeyGroup) ([]s
 	return step(s.a, func() ([]shard.ReadReply, error) { return s.Scripts.Read(ctx, groups) })
 }
 
+func (s *steppedScripts) Likes(ctx context.Context, groups []shard.PairGroup) ([][]shard.PairValue, error) {
+	return step(s.a, func() ([][]shard.PairValue, error) { return s.Scripts.Likes(ctx, groups) })
+}
+
 func (s *steppedScripts) Load(ctx context.Context, n int, watermark int64, bases []shard.Base) (bool, error) {
 	return step(s.a, func() (bool, error) { return s.Scripts.Load(ctx, n, watermark, bases) })
 }
@@ -129,26 +133,33 @@ func (s *steppedScripts) RestoreMarkers(ctx context.Context, n int, markers map[
 	return stepError(s.a, func() error { return s.Scripts.RestoreMarkers(ctx, n, markers) })
 }
 
-func (s *steppedScripts) Scan(ctx context.Context, n int, window int64, cursor uint64) (next uint64, deltas, markers map[string]int64, err error) {
+func (s *steppedScripts) Scan(ctx context.Context, n int, window int64, cursor uint64) (next uint64, part shard.WindowPart, err error) {
 	err = stepError(s.a, func() (err error) {
-		next, deltas, markers, err = s.Scripts.Scan(ctx, n, window, cursor)
+		next, part, err = s.Scripts.Scan(ctx, n, window, cursor)
 		return err
 	})
-	return next, deltas, markers, err
+	return next, part, err
 }
 
 func (s *steppedScripts) Begin(ctx context.Context, n int, window shard.SealedWindow, previous int64, gen string) (bool, error) {
 	return step(s.a, func() (bool, error) { return s.Scripts.Begin(ctx, n, window, previous, gen) })
 }
 
-// Move moves one key a step.
-func (s *steppedScripts) Move(ctx context.Context, n int, window int64, deltas []counter.Entry, markers []string) error {
-	for i := range deltas {
-		if err := stepError(s.a, func() error { return s.Scripts.Move(ctx, n, window, deltas[i:i+1], nil) }); err != nil {
+// Move moves one key a step, then all likes and then all markers.
+func (s *steppedScripts) Move(ctx context.Context, n int, window int64, moves shard.Moves) error {
+	var steps []shard.Moves
+	for i := range moves.Deltas {
+		steps = append(steps, shard.Moves{Deltas: moves.Deltas[i : i+1]})
+	}
+	if len(moves.Likes) > 0 {
+		steps = append(steps, shard.Moves{Likes: moves.Likes})
+	}
+	for _, m := range append(steps, shard.Moves{Markers: moves.Markers}) {
+		if err := stepError(s.a, func() error { return s.Scripts.Move(ctx, n, window, m) }); err != nil {
 			return err
 		}
 	}
-	return stepError(s.a, func() error { return s.Scripts.Move(ctx, n, window, nil, markers) })
+	return nil
 }
 
 func (s *steppedScripts) End(ctx context.Context, n int, window int64) error {
@@ -184,6 +195,10 @@ func (l *steppedLedger) Apply(ctx context.Context, w flush.Window) (flush.Applie
 
 func (l *steppedLedger) Bases(ctx context.Context, keys []string) (shard.LedgerBases, error) {
 	return step(l.a, func() (shard.LedgerBases, error) { return l.WindowLedger.Bases(ctx, keys) })
+}
+
+func (l *steppedLedger) Likes(ctx context.Context, pairs []counter.Pair) (shard.LedgerLikes, error) {
+	return step(l.a, func() (shard.LedgerLikes, error) { return l.WindowLedger.Likes(ctx, pairs) })
 }
 
 // flakyScripts loses some answers of writes, before or after the script ran.

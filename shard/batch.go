@@ -16,10 +16,13 @@ type batch struct {
 
 // shardBatch is the part of a batch that goes to one shard.
 type shardBatch struct {
+	inUse   bool
 	entries []counter.Entry
 	markers []int64
 	changes []int // merged into each entry
 	index   map[string]int
+	likes   []LikeWrite
+	likers  []*part // by position in likes
 	groups  []ClaimGroup
 	owners  [][]*part // by position in groups and their fields
 	claimed map[claimRef]struct{}
@@ -46,6 +49,10 @@ func (b *batch) reset() {
 }
 
 func (s *shardBatch) reset() {
+	s.inUse = false
+	clear(s.likes)
+	clear(s.likers)
+	s.likes, s.likers = s.likes[:0], s.likers[:0]
 	clear(s.entries)
 	s.entries, s.markers, s.changes = s.entries[:0], s.markers[:0], s.changes[:0]
 	clear(s.index)
@@ -72,6 +79,9 @@ func (b *batch) fits(j *job) bool {
 			if _, there := s.claimed[p.once.ref()]; there {
 				return false
 			}
+		}
+		if j.change.Like != counter.NoLike {
+			continue
 		}
 		for k, e := range p.entries {
 			at, there := s.index[e.Key]
@@ -106,8 +116,13 @@ func (b *batch) add(j *job) {
 			s = &shardBatch{index: map[string]int{}, claimed: map[claimRef]struct{}{}}
 			b.shards[p.shard] = s
 		}
-		if len(s.entries) == 0 {
+		if !s.inUse {
+			s.inUse = true
 			b.used = append(b.used, p.shard)
+		}
+		if j.change.Like != counter.NoLike {
+			s.like(j.change, p)
+			continue
 		}
 		for k, e := range p.entries {
 			at, there := s.index[e.Key]
@@ -126,9 +141,18 @@ func (b *batch) add(j *job) {
 	}
 }
 
-func (s *shardBatch) claim(p *part, c *claim) {
+func (s *shardBatch) like(c *counter.Change, p *part) {
+	group, field := s.claim(p, &p.id)
+	s.likes = append(s.likes, LikeWrite{
+		Pair: c.Pair(), Liked: c.Like == counter.SetLiked, Marker: p.marker(0), Known: p.known, Group: group, Field: field,
+	})
+	s.likers = append(s.likers, p)
+}
+
+// claim adds a claim, if it is one, and returns its position.
+func (s *shardBatch) claim(p *part, c *claim) (group, field int) {
 	if !c.set {
-		return
+		return -1, 0
 	}
 	s.claimed[c.ref()] = struct{}{}
 	g := 0
@@ -149,6 +173,7 @@ func (s *shardBatch) claim(p *part, c *claim) {
 	o.Oldest, o.Newest = min(o.Oldest, c.time), max(o.Newest, c.time)
 	o.Fields, o.Values = append(o.Fields, c.field), append(o.Values, c.value)
 	s.owners[g] = append(s.owners[g], p)
+	return g, len(o.Fields) - 1
 }
 
 // seal gives the batch an id and the time it was made, and returns it as it is sent.
@@ -158,7 +183,9 @@ func (b *batch) seal(made int64) *WriteBatch {
 	b.write = WriteBatch{ID: string(id[:]), Made: made, Shards: b.write.Shards[:0]}
 	for _, n := range b.used {
 		s := b.shards[n]
-		b.write.Shards = append(b.write.Shards, ShardWrite{Shard: n, Entries: s.entries, Markers: s.markers, Claims: s.groups})
+		b.write.Shards = append(b.write.Shards, ShardWrite{
+			Shard: n, Entries: s.entries, Markers: s.markers, Claims: s.groups, Likes: s.likes,
+		})
 	}
 	return &b.write
 }
@@ -169,8 +196,12 @@ func (b *batch) owner(k KnownClaim) (p *part, isID bool) {
 	return s.owners[k.Group][k.Field], s.groups[k.Group].Kind != ClaimOnce
 }
 
-// entry returns the shard and key of an entry of the batch.
+// entry returns the shard and key of an entry or like of the batch.
 func (b *batch) entry(ref EntryRef) (shard int, key string) {
 	n := b.used[ref.Shard]
-	return n, b.shards[n].entries[ref.Entry].Key
+	s := b.shards[n]
+	if i := ref.Entry - len(s.entries); i >= 0 {
+		return n, s.likes[i].Key
+	}
+	return n, s.entries[ref.Entry].Key
 }

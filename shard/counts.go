@@ -14,6 +14,7 @@ type keyRead struct {
 	spread bool
 	left   []shardRead
 	sum    sum
+	likes  sum
 	micros int64 // of the earliest part
 	err    error
 }
@@ -54,7 +55,7 @@ func (s *Store) Counts(ctx context.Context, keys []string) []counter.Reading {
 	for i := range reads {
 		r := &reads[i]
 		answers[i] = counter.Reading{
-			Count: counter.Count{Key: r.key, Value: r.sum.int64(), AsOf: time.UnixMicro(r.micros)}, Err: r.err,
+			Count: counter.Count{Key: r.key, Value: r.sum.int64(), Likes: r.likes.int64(), AsOf: time.UnixMicro(r.micros)}, Err: r.err,
 		}
 	}
 	return answers
@@ -157,6 +158,7 @@ func (s *Store) takeOver(k *keyRead, r round, missing []baseRef) []baseRef {
 			continue
 		}
 		k.sum.add(value.Value)
+		k.likes.add(value.Likes)
 		if k.micros == 0 || reply.Micros < k.micros {
 			k.micros = reply.Micros
 		}

@@ -31,7 +31,7 @@ const (
 // ledger, and a base that is being loaded is not loaded again.
 type loader struct {
 	scripts    Scripts
-	ledger     BaseLoader
+	ledger     Ledger
 	ttl        time.Duration
 	missingTTL time.Duration
 	shards     int
@@ -57,7 +57,7 @@ type baseLoad struct {
 	at   time.Time // when it finished; zero while it is under way
 }
 
-func newLoader(s *Store, ledger BaseLoader) *loader {
+func newLoader(s *Store, ledger Ledger) *loader {
 	l := &loader{
 		scripts: s.scripts, ledger: ledger, ttl: s.cfg.BaseTTL, missingTTL: s.cfg.MissingTTL, shards: s.cfg.Shards,
 		metrics: s.metrics, loads: map[baseRef]*baseLoad{},
@@ -167,6 +167,7 @@ func (l *loader) load(ctx context.Context, loads []*baseLoad) error {
 // ledgerKey is what the ledger holds of one key.
 type ledgerKey struct {
 	totals map[int]int64 // by shard
+	likes  map[int]int64 // by shard
 	marker int64
 }
 
@@ -175,10 +176,10 @@ func indexRows(rows []LedgerRow, shards int) map[string]*ledgerKey {
 	for _, row := range rows {
 		k := keys[row.Key]
 		if k == nil {
-			k = &ledgerKey{totals: make(map[int]int64, 1)}
+			k = &ledgerKey{totals: make(map[int]int64, 1), likes: make(map[int]int64, 1)}
 			keys[row.Key] = k
 		}
-		k.totals[row.Shard] = row.Total
+		k.totals[row.Shard], k.likes[row.Shard] = row.Total, row.Likes
 		k.marker = max(k.marker, row.Spread)
 	}
 	for name, k := range keys {
@@ -196,7 +197,7 @@ func (l *loader) bases(rows map[string]*ledgerKey, shard int, keys []string) []B
 	for i, key := range keys {
 		bases[i] = Base{Key: key, TTL: l.missingTTL}
 		if k := rows[key]; k != nil {
-			bases[i].Total = k.totals[shard]
+			bases[i].Total, bases[i].Likes = k.totals[shard], k.likes[shard]
 			bases[i].TTL = l.ttl
 			if Home(key, l.shards) == shard {
 				bases[i].Marker = k.marker

@@ -16,6 +16,10 @@ type Metrics struct {
 	loadSeconds   prometheus.Histogram
 	loadKeys      prometheus.Counter
 	loadErrors    prometheus.Counter
+	likeSeconds   prometheus.Histogram
+	likeLoads     prometheus.Counter
+	likeErrors    prometheus.Counter
+	supposedLikes prometheus.Counter
 	spreadKeys    prometheus.Gauge
 	spreadRefused prometheus.Counter
 }
@@ -50,6 +54,19 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		loadErrors: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "plusone_shard_load_errors_total", Help: "Loads from the ledger that failed.",
 		}),
+		likeSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "plusone_shard_like_load_seconds", Help: "Time to ask the ledger what likes are that Redis does not know.", Buckets: seconds,
+		}),
+		likeLoads: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "plusone_shard_like_loads_total", Help: "Likes that the ledger was asked for.",
+		}),
+		likeErrors: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "plusone_shard_like_load_errors_total", Help: "Questions to the ledger what likes are that failed.",
+		}),
+		supposedLikes: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "plusone_shard_likes_provisional_total",
+			Help: "Likes and unlikes taken without knowing what they were before, because the ledger cannot be asked.",
+		}),
 		spreadKeys: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "plusone_shard_spread_keys", Help: "Hot keys that this server knows to be spread over all shards.",
 		}),
@@ -58,7 +75,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		}),
 	}
 	reg.MustRegister(m.scriptSeconds, m.scriptErrors, m.batchChanges, m.refusals, m.retries, m.loadSeconds, m.loadKeys,
-		m.loadErrors, m.spreadKeys, m.spreadRefused)
+		m.loadErrors, m.likeSeconds, m.likeLoads, m.likeErrors, m.supposedLikes, m.spreadKeys, m.spreadRefused)
 	return m
 }
 
@@ -74,5 +91,13 @@ func (m *Metrics) load(started time.Time, keys int, err error) {
 	m.loadKeys.Add(float64(keys))
 	if err != nil {
 		m.loadErrors.Inc()
+	}
+}
+
+func (m *Metrics) loadLikes(started time.Time, likes int, err error) {
+	m.likeSeconds.Observe(time.Since(started).Seconds())
+	m.likeLoads.Add(float64(likes))
+	if err != nil {
+		m.likeErrors.Inc()
 	}
 }

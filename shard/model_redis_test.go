@@ -7,10 +7,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/redis/rueidis"
 
 	"github.com/plusone-dev/plusone/flush"
+	"github.com/plusone-dev/plusone/internal/counter"
 	"github.com/plusone-dev/plusone/internal/pgtest"
 	"github.com/plusone-dev/plusone/internal/redistest"
 	"github.com/plusone-dev/plusone/shard"
@@ -80,6 +82,14 @@ func (r *realRedis) Evict(name string) {
 	}
 }
 
+func (r *realRedis) EvictLikes(hour int64) {
+	for _, key := range allKeys(r.t, r.client) {
+		if strings.HasPrefix(key, r.prefix+"likes:") && strings.HasSuffix(key, ":"+strconv.FormatInt(hour, 10)) {
+			command(r.t, r.client, "DEL", key)
+		}
+	}
+}
+
 func (r *realRedis) Windows() []int64 {
 	ids, err := command(r.t, r.client, "LRANGE", r.prefix+"windows", "0", "-1").AsIntSlice()
 	must(r.t, err)
@@ -109,12 +119,33 @@ func newRealLedger(t *testing.T) *realLedger {
 
 // clear makes the ledger as new, which is quicker than a new one.
 func (l *realLedger) clear() {
-	_, err := l.pool.Exec(l.t.Context(), `TRUNCATE counters, history; UPDATE shards SET watermark = 0, token = ''`)
+	_, err := l.pool.Exec(l.t.Context(), `TRUNCATE counters, history, likes; UPDATE shards SET watermark = 0, token = ''`)
 	must(l.t, err)
 }
 
 func (l *realLedger) Totals() map[string]int64 {
-	rows, err := l.pool.Query(l.t.Context(), `SELECT key, count FROM counter_totals`)
+	return l.sums(`SELECT key, count FROM counter_totals`)
+}
+
+func (l *realLedger) LikeTotals() map[string]int64 {
+	return l.sums(`SELECT key, likes FROM counter_totals`)
+}
+
+func (l *realLedger) LikedPairs() map[counter.Pair]bool {
+	rows, err := l.pool.Query(l.t.Context(), `SELECT key, actor FROM likes WHERE liked`)
+	must(l.t, err)
+	pairs := map[counter.Pair]bool{}
+	var pair counter.Pair
+	_, err = pgx.ForEachRow(rows, []any{&pair.Key, &pair.Actor}, func() error {
+		pairs[pair] = true
+		return nil
+	})
+	must(l.t, err)
+	return pairs
+}
+
+func (l *realLedger) sums(sql string) map[string]int64 {
+	rows, err := l.pool.Query(l.t.Context(), sql)
 	must(l.t, err)
 	totals := map[string]int64{}
 	var key string

@@ -36,17 +36,21 @@ type modelRedis interface {
 	Advance(d time.Duration)
 	// Snapshot returns a function that takes everything but the clock back to this moment.
 	Snapshot() (restore func())
-	// Evict drops the cached bases of a key.
+	// Evict drops the cached bases of a key, EvictLikes the membership of an hour of Unix time.
 	Evict(key string)
+	EvictLikes(hour int64)
 	FlushAll()
 	// Windows are the ids of all windows.
 	Windows() []int64
 }
 
-// modelLedger is a ledger whose totals the model can look at.
+// modelLedger is a ledger that the model can look into.
 type modelLedger interface {
 	flush.WindowLedger
+	// Totals and LikeTotals are by key. LikedPairs are the pairs that are liked.
 	Totals() map[string]int64
+	LikeTotals() map[string]int64
+	LikedPairs() map[counter.Pair]bool
 }
 
 // operation is one change as its caller sees it. It also adds 1 to a key of its own, in the same batch: the
@@ -80,7 +84,9 @@ func (o *operation) change() counter.Change {
 //	F  while Redis does not go back in time, the drained ledger holds each acknowledged operation once, and
 //	   each other at most once;
 //	B  however Redis goes back in time, the ledger holds no operation twice and lacks no acknowledged one
-//	   but those that Redis itself lost, and fresh reads equal it after the drain.
+//	   but those that Redis itself lost, and fresh reads equal it after the drain;
+//	L  likes are what model_likes_test.go says, and the total of a key is that of its operations and of the
+//	   pairs that are liked.
 type world struct {
 	t        *testing.T
 	seed     uint64
@@ -103,13 +109,15 @@ type world struct {
 	epoch, noticed int
 	rounds         map[*actor]int // the epoch in which the rounds under way began
 	ahead          time.Duration  // by which the Redis clock once was
+	likes          likes
 }
 
 type reading struct {
 	*actor
-	key string
-	low int64
-	got counter.Reading
+	low   int64
+	got   counter.Reading
+	likes bool // it reads an actor's likes, and not a count
+	likesSeen
 }
 
 func newWorld(t *testing.T, seed uint64, redis modelRedis, ledger modelLedger, rollback bool) *world {
@@ -117,6 +125,9 @@ func newWorld(t *testing.T, seed uint64, redis modelRedis, ledger modelLedger, r
 		t: t, seed: seed, rnd: rand.New(rand.NewPCG(seed, 0)), redis: redis, ledger: ledger, rollback: rollback,
 		issued: map[string]int64{}, acked: map[string]int64{}, lost: map[int]bool{}, rounds: map[*actor]int{},
 	}
+	w.likes = newLikes(w.rnd)
+	// Some worlds live to see another hour, and so another bucket of membership.
+	w.redis.Advance(time.Hour - time.Duration(w.rnd.IntN(200))*time.Second)
 	for range 2 {
 		w.workers = append(w.workers, w.newWorker())
 		w.servers = append(w.servers, w.newServer())
@@ -126,7 +137,7 @@ func newWorld(t *testing.T, seed uint64, redis modelRedis, ledger modelLedger, r
 
 func quietLog() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
-func newModelStore(scripts shard.Scripts, ledger shard.BaseLoader) *shard.Store {
+func newModelStore(scripts shard.Scripts, ledger shard.Ledger) *shard.Store {
 	return shard.New(scripts, ledger, shard.Config{
 		Shards: 1, Dedupe: modelDedupe, BaseTTL: time.Hour, MissingTTL: time.Hour,
 		Metrics: shard.NewMetrics(prometheus.NewRegistry()), Logger: quietLog(),
@@ -135,13 +146,14 @@ func newModelStore(scripts shard.Scripts, ledger shard.BaseLoader) *shard.Store 
 
 func newModelWorker(scripts shard.Scripts, ledger flush.WindowLedger) *flush.Worker {
 	return flush.NewWorker(scripts, ledger, flush.WorkerConfig{
-		Shards: 1, Interval: time.Hour, Concurrency: 1, StepTimeout: time.Minute,
+		Shards: 1, Window: modelWindow, Interval: time.Hour, Concurrency: 1, StepTimeout: time.Minute,
 		Registerer: prometheus.NewRegistry(), Logger: quietLog(),
 	})
 }
 
 func (w *world) newServer() *shard.Store {
-	return newModelStore(&flakyScripts{Scripts: w.redis.Scripts(), rnd: rand.New(rand.NewPCG(w.rnd.Uint64(), 1))}, w.ledger)
+	scripts := &flakyScripts{Scripts: w.redis.Scripts(), rnd: rand.New(rand.NewPCG(w.rnd.Uint64(), 1))}
+	return newModelStore(scripts, &silentLedger{w.ledger, &w.likes.silent})
 }
 
 func (w *world) newWorker() *actor {
@@ -162,17 +174,23 @@ func (w *world) newWorker() *actor {
 }
 
 func (w *world) newReading() *reading {
-	key := w.anyKey()
-	r := &reading{key: key, low: w.acked[key]}
+	key, who := w.anyKey(), w.anyActor()
+	r := &reading{low: w.acked[key], likes: w.rnd.IntN(4) == 0, likesSeen: w.seeLikes(key, who)}
 	r.actor = newActor(func(a *actor) {
 		store := newModelStore(&steppedScripts{w.redis.Scripts(), a}, &steppedLedger{w.ledger, a})
-		r.got = store.Counts(a.ctx, []string{key})[0]
+		if r.likes {
+			r.states, r.err = store.Likes(a.ctx, who, modelKeys)
+		} else {
+			r.got = store.Counts(a.ctx, []string{key})[0]
+		}
 		_ = store.Close(a.ctx)
 	})
 	return r
 }
 
-func (w *world) anyKey() string { return []string{"a", "b", "c"}[w.rnd.IntN(3)] }
+var modelKeys = []string{"a", "b", "c"}
+
+func (w *world) anyKey() string { return modelKeys[w.rnd.IntN(3)] }
 
 func (w *world) failf(format string, args ...any) {
 	w.t.Helper()
@@ -196,7 +214,7 @@ func (w *world) close() {
 // run takes random steps, drains, and checks.
 func (w *world) run() {
 	w.t.Helper()
-	for range 100 + w.rnd.IntN(500) {
+	for range 120 + w.rnd.IntN(600) {
 		w.step()
 	}
 	w.drain()
@@ -212,25 +230,33 @@ func (w *world) run() {
 
 func (w *world) step() {
 	switch x := w.rnd.Float64(); {
-	case x < .20:
+	case x < .17:
 		w.issue()
-	case x < .25:
+	case x < .21:
 		w.retry()
-	case x < .36:
+	case x < .29:
+		w.setLike()
+	case x < .32:
+		w.retryLike()
+	case x < .42:
 		w.advance(time.Duration(w.rnd.IntN(3000)) * time.Millisecond)
-	case x < .72:
+	case x < .73:
 		w.workers[w.rnd.IntN(2)].advance(w.fault())
-	case x < .74:
+	case x < .75:
 		i := w.rnd.IntN(2)
 		w.workers[i].kill()
 		w.workers[i] = w.newWorker()
-	case x < .75:
-		i := w.rnd.IntN(2)
-		_ = w.servers[i].Close(w.t.Context())
-		w.servers[i] = w.newServer()
-	case x < .77:
+	case x < .76:
+		w.restartServer(w.rnd.IntN(2))
+	case x < .78:
 		w.redis.Evict(w.anyKey())
+	case x < .79:
+		w.redis.EvictLikes(w.redis.Micros()/(hourMS*1000) - w.rnd.Int64N(2))
+	case x < .80:
+		w.silence()
 	case x < .82:
+		w.look()
+	case x < .87:
 		w.readers = append(w.readers, w.newReading())
 	case x < .98:
 		w.read()
@@ -239,11 +265,17 @@ func (w *world) step() {
 	}
 }
 
+func (w *world) restartServer(i int) {
+	_ = w.servers[i].Close(w.t.Context())
+	w.servers[i] = w.newServer()
+}
+
 // advance moves the Redis clock on. Now and then another host takes over whose clock is behind by less than
-// a window, as operators are asked to ensure; not where Redis forgets what was sealed as well.
+// a window, as operators are asked to ensure; not where Redis forgets what was sealed as well, nor while likes are
+// set that nobody knows the last moment of.
 func (w *world) advance(d time.Duration) {
 	w.redis.Advance(d)
-	if w.ahead = max(0, w.ahead-d); !w.rollback && w.ahead == 0 && w.rnd.IntN(10) == 0 {
+	if w.ahead = max(0, w.ahead-d); !w.rollback && w.ahead == 0 && !w.likes.silent.Load() && w.rnd.IntN(10) == 0 {
 		w.ahead = time.Duration(w.rnd.Int64N(int64(modelWindow)))
 		w.redis.Advance(-w.ahead)
 	}
@@ -333,8 +365,20 @@ func (w *world) read() {
 		return
 	}
 	w.readers = slices.Delete(w.readers, i, i+1)
-	if high := w.issued[r.key]; r.got.Err == nil && !w.rollback && (r.got.Value < r.low || r.got.Value > high) {
-		w.failf("R: read %d of %s, where %d was acknowledged before and %d issued after", r.got.Value, r.key, r.low, high)
+	if w.rollback {
+		return
+	}
+	if r.likes {
+		w.judgeStates(&r.likesSeen)
+		return
+	}
+	low, high := r.bounds()
+	if r.got.Err == nil && !r.spoilt && (r.got.Likes < low || r.got.Likes > high) {
+		w.failf("L: read %d likes of %s, which had %d to %d", r.got.Likes, r.key, low, high)
+	}
+	low, high = low+r.low, high+w.issued[r.key]
+	if r.got.Err == nil && !r.spoilt && (r.got.Value < low || r.got.Value > high) {
+		w.failf("R: read %d of %s, where %d was acknowledged before and %d issued after", r.got.Value, r.key, low, high)
 	}
 }
 
@@ -373,11 +417,11 @@ func (w *world) pending() map[int]bool {
 	scripts := w.redis.Scripts()
 	for _, id := range w.redis.Windows() {
 		for cursor := uint64(0); ; {
-			next, deltas, _, err := scripts.Scan(w.t.Context(), 0, id, cursor)
+			next, part, err := scripts.Scan(w.t.Context(), 0, id, cursor)
 			if err != nil {
 				w.failf("scan: %v", err)
 			}
-			for key := range deltas {
+			for key := range part.Deltas {
 				var n int
 				if _, err := fmt.Sscanf(key, "op/%d", &n); err == nil {
 					ops[n] = true
@@ -423,12 +467,16 @@ func (w *world) check() {
 	}
 	store := newModelStore(w.redis.Scripts(), w.ledger)
 	defer store.Close(w.t.Context()) //nolint:errcheck // a test's store
-	for _, key := range []string{"a", "b", "c"} {
+	likes := w.checkLikes(store)
+	for _, key := range modelKeys {
+		want[key] += likes[key]
 		if totals[key] != want[key] {
-			w.failf("the ledger holds %d of %s, the operations counted make %d", totals[key], key, want[key])
+			w.failf("the ledger holds %d of %s, the operations counted and %d likes make %d", totals[key], key, likes[key], want[key])
 		}
-		if got := store.Counts(w.t.Context(), []string{key})[0]; got.Err != nil || got.Value != totals[key] {
-			w.failf("a fresh read of %s is %d, %v; the ledger holds %d", key, got.Value, got.Err, totals[key])
+		got := store.Counts(w.t.Context(), []string{key})[0]
+		if got.Err != nil || got.Value != totals[key] || got.Likes != likes[key] {
+			w.failf("a fresh read of %s is %d with %d likes, %v; the ledger holds %d with %d",
+				key, got.Value, got.Likes, got.Err, totals[key], likes[key])
 		}
 	}
 }

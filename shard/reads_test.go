@@ -18,7 +18,7 @@ import (
 // trips counts what reads cost.
 type trips struct {
 	shard.Scripts
-	*twin.Ledger
+	ledger  *twin.Ledger
 	mu      sync.Mutex
 	lookups []shard.KeyGroup // shards asked, with the keys
 	queries [][]string       // keys asked of the ledger
@@ -36,7 +36,14 @@ func (c *trips) Read(ctx context.Context, groups []shard.KeyGroup) ([]shard.Read
 	return c.Scripts.Read(ctx, groups)
 }
 
-func (c *trips) Bases(ctx context.Context, keys []string) (shard.LedgerBases, error) {
+// countedLedger is the ledger whose queries are counted.
+type countedLedger struct {
+	*twin.Ledger
+	c *trips
+}
+
+func (l countedLedger) Bases(ctx context.Context, keys []string) (shard.LedgerBases, error) {
+	c := l.c
 	c.mu.Lock()
 	c.queries = append(c.queries, slices.Clone(keys))
 	c.mu.Unlock()
@@ -44,7 +51,7 @@ func (c *trips) Bases(ctx context.Context, keys []string) (shard.LedgerBases, er
 		c.asked <- struct{}{}
 		<-c.release
 	}
-	return c.Ledger.Bases(ctx, keys)
+	return l.Ledger.Bases(ctx, keys)
 }
 
 func (c *trips) reset() {
@@ -59,11 +66,11 @@ func newTrips(t *testing.T) (*trips, *shard.Store) {
 		Scripts: twin.New(shard.RedisConfig{Shards: shards, Window: time.Minute, Dedupe: time.Minute, MaxSpread: 10}, func() int64 {
 			return modelStart.UnixMicro()
 		}),
-		Ledger: twin.NewLedger(shards),
+		ledger: twin.NewLedger(shards),
 		asked:  make(chan struct{}, 100),
 		read:   make(chan struct{}, 100),
 	}
-	store := shard.New(c, c, shard.Config{
+	store := shard.New(c, countedLedger{c.ledger, c}, shard.Config{
 		Shards: shards, Dedupe: time.Minute, BaseTTL: time.Hour, MissingTTL: time.Hour,
 		Metrics: shard.NewMetrics(prometheus.NewRegistry()), Logger: quietLog(),
 	})
@@ -83,7 +90,7 @@ func TestColdReadIsOneLookup(t *testing.T) {
 	t.Parallel()
 	c, store := newTrips(t)
 	home := shard.Home("cold", 8)
-	if _, err := c.Apply(t.Context(), flush.Window{Shard: home, ID: 1, Deltas: map[string]int64{"cold": 7}}); err != nil {
+	if _, err := c.ledger.Apply(t.Context(), flush.Window{Shard: home, ID: 1, WindowPart: shard.WindowPart{Deltas: map[string]int64{"cold": 7}}}); err != nil {
 		t.Fatal(err)
 	}
 	value(t, store, "cold")

@@ -51,7 +51,7 @@ type Redis struct {
 	cfg    RedisConfig
 	meta   []string // meta key by shard
 
-	write, read, load, spread                          *script
+	write, read, likes, load, spread                   *script
 	seal, begin, move, end, discard, restore, sweep    *script
 	windowMS, dedupeMS, lifetimeMS, earlyMS, confirmed string
 }
@@ -82,9 +82,10 @@ func NewRedis(client rueidis.Client, cfg RedisConfig) (*Redis, error) {
 		name   string
 		libs   []string
 	}{
-		{&r.write, "write", []string{"lib", "int64"}},
+		{&r.write, "write", []string{"lib", "int64", "like"}},
 		{&r.read, "read", []string{"lib"}},
-		{&r.load, "load", []string{"lib", "int64"}},
+		{&r.likes, "likes", []string{"lib", "like"}},
+		{&r.load, "load", []string{"lib", "int64", "base"}},
 		{&r.spread, "spread", []string{"lib"}},
 		{&r.seal, "seal", []string{"lib"}},
 		{&r.begin, "begin", []string{"lib"}},
@@ -176,13 +177,48 @@ func (r *Redis) Read(ctx context.Context, groups []KeyGroup) ([]ReadReply, error
 	return replies, nil
 }
 
+// Likes implements Scripts.
+func (r *Redis) Likes(ctx context.Context, groups []PairGroup) ([][]PairValue, error) {
+	keys := make([]string, len(groups))
+	n := 0
+	for i, g := range groups {
+		if len(g.Pairs) > maxKeysPerRead {
+			return nil, fmt.Errorf("look-up of %d likes of a shard, at most %d", len(g.Pairs), maxKeysPerRead)
+		}
+		keys[i] = r.meta[g.Shard]
+		n += 1 + len(g.Pairs)
+	}
+	args := make([]string, 0, 1+n)
+	args = append(args, r.windowMS)
+	for _, g := range groups {
+		args = append(args, strconv.Itoa(len(g.Pairs)))
+		for _, p := range g.Pairs {
+			args = append(args, fieldOf(p))
+		}
+	}
+	shards, err := r.likes.exec(ctx, r.client, keys, args).ToArray()
+	if err != nil {
+		return nil, err
+	}
+	if len(shards) != len(groups) {
+		return nil, fmt.Errorf("likes: %d answers for %d shards", len(shards), len(groups))
+	}
+	values := make([][]PairValue, len(groups))
+	for i := range shards {
+		if values[i], err = parsePairs(shards[i], len(groups[i].Pairs)); err != nil {
+			return nil, err
+		}
+	}
+	return values, nil
+}
+
 // Load implements Scripts.
 func (r *Redis) Load(ctx context.Context, shard int, watermark int64, bases []Base) (bool, error) {
-	args := make([]string, 0, 1+4*len(bases))
+	args := make([]string, 0, 1+5*len(bases))
 	args = append(args, strconv.FormatInt(watermark, 10))
 	for _, b := range bases {
-		args = append(args, b.Key, strconv.FormatInt(b.Total, 10), strconv.FormatInt(b.TTL.Milliseconds(), 10),
-			strconv.FormatInt(b.Marker, 10))
+		args = append(args, b.Key, strconv.FormatInt(b.Total, 10), strconv.FormatInt(b.Likes, 10),
+			strconv.FormatInt(b.TTL.Milliseconds(), 10), strconv.FormatInt(b.Marker, 10))
 	}
 	n, err := r.run(ctx, r.load, shard, args).AsInt64()
 	return n == 1, err
@@ -235,29 +271,15 @@ func (r *Redis) RestoreMarkers(ctx context.Context, shard int, markers map[strin
 	return r.run(ctx, r.restore, shard, args).Error()
 }
 
-// markerField begins the field of a spread marker in a window. Keys have no control characters.
-const markerField = "\x01"
-
 // Scan implements Scripts.
-func (r *Redis) Scan(ctx context.Context, shard int, window int64, cursor uint64) (uint64, map[string]int64, map[string]int64, error) {
+func (r *Redis) Scan(ctx context.Context, shard int, window int64, cursor uint64) (uint64, WindowPart, error) {
 	key := strings.TrimSuffix(r.meta[shard], "meta") + "w:" + strconv.FormatInt(window, 10)
 	chunk, err := r.client.Do(ctx, r.client.B().Hscan().Key(key).Cursor(cursor).Count(scanCount).Build()).AsScanEntry()
 	if err != nil {
-		return 0, nil, nil, err
+		return 0, WindowPart{}, err
 	}
-	deltas, markers := make(map[string]int64, len(chunk.Elements)/2), map[string]int64{}
-	for i := 0; i+1 < len(chunk.Elements); i += 2 {
-		n, err := strconv.ParseInt(chunk.Elements[i+1], 10, 64)
-		if err != nil {
-			return 0, nil, nil, fmt.Errorf("window holds a value that is no number: %w", err)
-		}
-		if name, ok := strings.CutPrefix(chunk.Elements[i], markerField); ok {
-			markers[name] = n
-		} else {
-			deltas[chunk.Elements[i]] = n
-		}
-	}
-	return chunk.Cursor, deltas, markers, nil
+	part, err := parseWindow(chunk.Elements)
+	return chunk.Cursor, part, err
 }
 
 // Begin implements Scripts.
@@ -269,13 +291,8 @@ func (r *Redis) Begin(ctx context.Context, shard int, window SealedWindow, previ
 }
 
 // Move implements Scripts.
-func (r *Redis) Move(ctx context.Context, shard int, window int64, deltas []counter.Entry, markers []string) error {
-	args := make([]string, 0, 2+2*len(deltas)+len(markers))
-	args = append(args, strconv.FormatInt(window, 10), strconv.Itoa(len(deltas)))
-	for _, d := range deltas {
-		args = append(args, d.Key, strconv.FormatInt(d.Delta, 10))
-	}
-	return r.run(ctx, r.move, shard, append(args, markers...)).Error()
+func (r *Redis) Move(ctx context.Context, shard int, window int64, moves Moves) error {
+	return r.run(ctx, r.move, shard, moveArgs(window, moves)).Error()
 }
 
 // End implements Scripts.
@@ -298,11 +315,19 @@ func (r *Redis) run(ctx context.Context, s *script, shard int, args []string) ru
 }
 
 // Claimed implements Scripts.
-func (r *Redis) Claimed(ctx context.Context, shard int, id string, now int64) (string, bool, error) {
-	bucket := now / (r.cfg.Dedupe + counter.MaxEarly).Milliseconds()
-	prefix := strings.TrimSuffix(r.meta[shard], "meta") + "any:"
-	for b := bucket - 2; b <= bucket+1; b++ {
-		value, err := r.client.Do(ctx, r.client.B().Hget().Key(prefix+strconv.FormatInt(b, 10)).Field(id).Build()).ToString()
+func (r *Redis) Claimed(ctx context.Context, shard int, id counter.RequestID, now int64) (string, bool, error) {
+	prefix := strings.TrimSuffix(r.meta[shard], "meta")
+	var buckets []string
+	if made, timed := id.Time(); timed {
+		buckets = append(buckets, "id:"+strconv.FormatInt(made-made%timedBucket, 10))
+	} else {
+		last := now / (r.cfg.Dedupe + counter.MaxEarly).Milliseconds()
+		for b := last - 2; b <= last+1; b++ {
+			buckets = append(buckets, "any:"+strconv.FormatInt(b, 10))
+		}
+	}
+	for _, bucket := range buckets {
+		value, err := r.client.Do(ctx, r.client.B().Hget().Key(prefix+bucket).Field(id.Bytes()).Build()).ToString()
 		if err == nil {
 			return value, true, nil
 		}

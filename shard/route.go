@@ -20,8 +20,14 @@ type part struct {
 	entries []counter.Entry
 	// markers by position in entries; nil if none is declared.
 	markers []int64
-	id      claim
-	once    claim
+	// spread is the marker by which a single entry was routed away from its home, 0 if it was not.
+	spread int64
+	id     claim
+	once   claim
+	// Of a like: its state, as far as the sender knows it, and once the part is settled whether that was changed.
+	known     KnownLike
+	changed   bool
+	overflows bool // it was refused, because the total could leave int64
 	// outcome is 0 until the part is settled.
 	outcome counter.Outcome
 	// What a refusal said of the claims.
@@ -102,7 +108,7 @@ func (r *router) single(c *counter.Change, entries []counter.Entry, fingerprint 
 	if to.shard == to.home {
 		p.id = idClaim(c, "", fingerprint)
 	} else {
-		p.id = idClaim(c, entries[0].Key, fingerprint)
+		p.id, p.spread = idClaim(c, entries[0].Key, fingerprint), to.marker
 	}
 	p.declare(to)
 	return p
@@ -129,6 +135,8 @@ func (r *router) route(c *counter.Change, key string, period int64) route {
 	}
 	made, timed := c.RequestID.Time()
 	switch {
+	case c.Like != counter.NoLike:
+		to.shard = hash(c.Actor, r.shards)
 	case c.OncePer > 0:
 		if period > to.marker+afterMarker {
 			to.shard = hash(c.Actor, r.shards)
@@ -170,6 +178,15 @@ func idClaim(c *counter.Change, away, fingerprint string) claim {
 		cl.field += "\x00" + away
 	}
 	return cl
+}
+
+// repeated reports whether the value kept with a request id is that of this claim, and for a like what became of it
+// then (LikeWrite).
+func (c *claim) repeated(kept string, like counter.LikeAction) (changed, same bool) {
+	if like != counter.NoLike && kept != "" {
+		changed, kept = LikeResult(kept[len(kept)-1]) == LikeChanged, kept[:len(kept)-1]
+	}
+	return changed, kept == c.value
 }
 
 // fingerprintOf is what is kept with a request id, to notice its reuse.

@@ -121,7 +121,7 @@ func TestRowsAwayFromHomeImplyMarker(t *testing.T) {
 	t.Parallel()
 	trips, store := newTrips(t)
 	apply := func(n int, deltas map[string]int64) {
-		_, err := trips.Apply(t.Context(), flush.Window{Shard: n, ID: 1, Deltas: deltas})
+		_, err := trips.ledger.Apply(t.Context(), flush.Window{Shard: n, ID: 1, WindowPart: shard.WindowPart{Deltas: deltas}})
 		must(t, err)
 	}
 	both, away := "both", "away"

@@ -16,13 +16,15 @@ type Scripts interface {
 	Write(ctx context.Context, b *WriteBatch) (WriteReply, error)
 	// Read returns bases and pending deltas of keys, by shard.
 	Read(ctx context.Context, groups []KeyGroup) ([]ReadReply, error)
+	// Likes looks up the states of pairs, by shard: in the membership of the last hours, then in the windows.
+	Likes(ctx context.Context, groups []PairGroup) ([][]PairValue, error)
 	// Load caches bases that were read from the ledger together with the watermark. It reports false, and
 	// changes nothing, if a window above the watermark is being moved into the bases: read the ledger
 	// again (rule 8).
 	Load(ctx context.Context, shard int, watermark int64, bases []Base) (bool, error)
-	// Claimed returns the value kept with an opaque request id on a shard, and whether the id is known; now
-	// is the Redis clock, give or take the dedupe window. It only reads.
-	Claimed(ctx context.Context, shard int, id string, now int64) (value string, known bool, err error)
+	// Claimed returns the value kept with a request id on a shard, and whether the id is known; now is the
+	// Redis clock, give or take the dedupe window. It only reads.
+	Claimed(ctx context.Context, shard int, id counter.RequestID, now int64) (value string, known bool, err error)
 	// Spread sets the marker of keys whose home is the shard, unless they have one, and returns the
 	// markers in force, in the order of keys (rule 9).
 	Spread(ctx context.Context, shard int, keys []string) ([]int64, error)
@@ -37,13 +39,13 @@ type Scripts interface {
 	RestoreMarkers(ctx context.Context, shard int, markers map[string]int64) error
 	// Scan reads a sealed window in chunks. Begin with cursor 0; the last chunk returns cursor 0. A field
 	// may be returned more than once.
-	Scan(ctx context.Context, shard int, window int64, cursor uint64) (next uint64, deltas, markers map[string]int64, err error)
+	Scan(ctx context.Context, shard int, window int64, cursor uint64) (next uint64, part WindowPart, err error)
 	// Begin starts to finish a window that the ledger applied on top of the watermark previous (rule
 	// 4). It reports whether it noticed a rollback.
 	Begin(ctx context.Context, shard int, window SealedWindow, previous int64, gen string) (rolledBack bool, err error)
-	// Move moves a chunk of an applied window into the bases: the deltas that the ledger applied, and the
-	// keys whose markers it took over (rule 4).
-	Move(ctx context.Context, shard int, window int64, deltas []counter.Entry, markers []string) error
+	// Move takes a chunk out of an applied window: deltas enter the bases, likes and markers are in the ledger
+	// (rule 4).
+	Move(ctx context.Context, shard int, window int64, moves Moves) error
 	// End deletes a window, all of whose changes were moved (rule 4).
 	End(ctx context.Context, shard int, window int64) error
 	// Discard deletes a window that is not above the watermark and that the caller did not apply
@@ -53,10 +55,20 @@ type Scripts interface {
 	Sweep(ctx context.Context, shard int) error
 }
 
-// BaseLoader reads what the ledger holds of keys.
-type BaseLoader interface {
+// Ledger is what the store reads of the ledger.
+type Ledger interface {
 	// Bases returns the rows of keys and the watermarks of all shards, in one snapshot.
 	Bases(ctx context.Context, keys []string) (LedgerBases, error)
+	// Likes returns the states of pairs and the watermarks of all shards, in one snapshot.
+	Likes(ctx context.Context, pairs []counter.Pair) (LedgerLikes, error)
+}
+
+// LedgerLikes is one snapshot of the ledger.
+type LedgerLikes struct {
+	// Watermarks by shard number; none where the ledger has no shards.
+	Watermarks []int64
+	// States in the order of the pairs asked for.
+	States []counter.LikeState
 }
 
 // LedgerBases is one snapshot of the ledger.
@@ -70,7 +82,8 @@ type LedgerBases struct {
 type LedgerRow struct {
 	Key   string
 	Shard int
-	Total int64
+	// Total is increments and likes, Likes the part of it that comes from likes.
+	Total, Likes int64
 	// Spread is the key's spread marker, 0 if the row has none; only the home shard's row has one.
 	Spread int64
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"testing"
 
+	"github.com/plusone-dev/plusone/internal/counter"
 	"github.com/plusone-dev/plusone/shard"
 )
 
@@ -110,14 +111,14 @@ var claimCases = map[string]func(t *testing.T, f *fixture){
 			f.advance(t, opaqueMS/4)
 			f.sweep(t, 0)
 			f.refused(t, f.claims(opaque("one", "x", "two", "v2")), known("v1", "v2"))
-			value, there, err := f.Claimed(t.Context(), 0, "two", f.now)
+			value, there, err := f.Claimed(t.Context(), 0, counter.ParseRequestID("two"), f.now)
 			must(t, err)
 			equal(t, "claimed", there, true)
 			equal(t, "value", value, "v2")
 		}
 		f.set(t, epochMS+2*opaqueMS)
 		f.applied(t, f.claims(opaque("one", "x")))
-		_, there, err := f.Claimed(t.Context(), 1, "one", f.now)
+		_, there, err := f.Claimed(t.Context(), 1, counter.ParseRequestID("one"), f.now)
 		must(t, err)
 		equal(t, "claimed on another shard", there, false)
 	},
@@ -191,7 +192,7 @@ var claimCases = map[string]func(t *testing.T, f *fixture){
 		// And not for ever: what is swept is gone, though the bucket would be looked at.
 		f.advance(t, 3*opaqueMS)
 		met("once, later", f.claims(once(epochMS, period, false, "a\x00alice", "w")), false)
-		_, there, err := f.Claimed(t.Context(), 0, "any", epochMS+opaqueMS)
+		_, there, err := f.Claimed(t.Context(), 0, counter.ParseRequestID("any"), epochMS+opaqueMS)
 		must(t, err)
 		equal(t, "opaque, later", there, false)
 	},

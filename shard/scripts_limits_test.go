@@ -85,8 +85,7 @@ var limitCases = map[string]func(t *testing.T, f *fixture){
 		f.load(t, 0, 0, shard.Base{Key: "k0", Total: 1}, shard.Base{Key: "k9999", Total: 2})
 		f.advance(t, windowMS)
 		f.seal(t, 0, 0, "g", sealReply{Windows: 1, Sealed: []int64{epochMS}})
-		deltas, _ := f.scan(t, 0, epochMS)
-		equal(t, "keys", len(deltas), len(keys))
+		equal(t, "keys", len(f.scan(t, 0, epochMS).Deltas), len(keys))
 		f.begin(t, 0, epochMS, 0, "g", false)
 		for chunk := range slices.Chunk(entriesOf(keys, 3), 1_000) {
 			f.move(t, 0, epochMS, chunk...)

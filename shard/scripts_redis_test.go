@@ -88,27 +88,32 @@ func trueClock(t *testing.T, scripts shard.Scripts, now func() int64) {
 	})
 }
 
-// TestExpiry checks what Redis may forget by itself: bases, and nothing else.
+// TestExpiry checks what Redis may forget by itself: bases, membership of likes, and nothing else.
 func TestExpiry(t *testing.T) {
 	t.Parallel()
 	client := newClient(t, redistest.Start(t))
 	f := clockedFixture(t, client)
 	f.set(t, epochMS)
-	f.applied(t, f.batch(claiming(part(0, entry("a", 1)), timed(epochMS, "id", "v"), opaque("id", "v"),
-		once(epochMS, 1000, false, "x", "v"))))
+	f.sets(t, "1", liking(claiming(part(0, entry("a", 1)), timed(epochMS, "id", "v"), opaque("id", "v"),
+		once(epochMS, 1000, false, "x", "v")), like("al", never)))
 	f.spread(t, 0, []string{"hot"}, epochMS)
 	f.load(t, 0, 0, shard.Base{Key: "a", Total: 5, TTL: hour})
 	f.advance(t, windowMS)
 	f.seal(t, 0, 0, "g", sealReply{Windows: 1, Sealed: []int64{epochMS}})
 	f.begin(t, 0, epochMS, 0, "g", false)
-	f.move(t, 0, epochMS, entry("a", 1))
-	f.cached(t, 0, "a", 6)
+	f.move(t, 0, epochMS, entry("a", 2))
+	f.cached(t, 0, "a", 7)
 
-	bases := 0
+	bases, memberships := 0, 0
 	for _, name := range allKeys(t, client) {
 		ttl, err := command(t, client, "PTTL", name).AsInt64()
 		must(t, err)
 		switch left := time.Duration(ttl) * time.Millisecond; {
+		case strings.Contains(name, ":likes:"):
+			if left <= 2*hour+9*time.Minute || left > 2*hour+10*time.Minute {
+				t.Errorf("membership lives for another %s", left)
+			}
+			memberships++
 		case !strings.Contains(name, ":base:"):
 			equal(t, "time to live of "+name, ttl, -1)
 		case left <= hour-time.Minute || left > hour:
@@ -118,6 +123,7 @@ func TestExpiry(t *testing.T) {
 		}
 	}
 	equal(t, "bases", bases, 1)
+	equal(t, "memberships", memberships, 1)
 }
 
 // TestTokens checks what no answer shows: the tokens of windows are forgotten in their turn, and a shard whose list of

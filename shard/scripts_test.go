@@ -3,6 +3,7 @@ package shard_test
 import (
 	"context"
 	"fmt"
+	"maps"
 	"reflect"
 	"strconv"
 	"strings"
@@ -26,14 +27,15 @@ const (
 	earlyMS  = 30_000
 	// opaqueMS is the length of the buckets of request ids without a time.
 	opaqueMS = dedupeMS + earlyMS
-	// epochMS is when tests begin: the start of an opaque bucket, and so of a minute's bucket too.
-	epochMS = 1_700_000_000_000 / opaqueMS * opaqueMS
+	hourMS   = 3_600_000
+	// epochMS is when tests begin: the start of an opaque bucket and of an hour, and so of a minute's bucket too.
+	epochMS = 1_700_000_000_000 / (11 * hourMS) * (11 * hourMS)
 	hour    = time.Hour
 )
 
 // exercises are the rules of the protocol, as any shard.Scripts must keep them, by the file they are in.
 var exercises = []map[string]func(t *testing.T, f *fixture){
-	writeCases, claimCases, readCases, flushCases, rollbackCases, limitCases,
+	writeCases, likeCases, likeClaimCases, likeFlushCases, claimCases, readCases, flushCases, rollbackCases, limitCases,
 }
 
 func TestScripts(t *testing.T) {
@@ -67,6 +69,8 @@ type fixture struct {
 	flushAll func(t testing.TB)
 	// evict deletes the bases of a key.
 	evict func(t testing.TB, key string)
+	// evictLikes deletes the membership of an hour, 0 for that of the epoch, as a full Redis may.
+	evictLikes func(t testing.TB, hour int64)
 	// snapshot copies all data and returns what brings them back. The clock goes on.
 	snapshot func(t testing.TB) (restore func(t testing.TB))
 	// windows are the ids of a shard's windows.
@@ -77,10 +81,11 @@ func openTwin(testing.TB) *fixture {
 	var micros int64
 	r := twin.New(scriptConfig, func() int64 { return micros })
 	return &fixture{
-		Scripts:  r,
-		setClock: func(_ testing.TB, now int64) { micros = now },
-		flushAll: func(testing.TB) { r.FlushAll() },
-		evict:    func(_ testing.TB, key string) { r.Evict(key) },
+		Scripts:    r,
+		setClock:   func(_ testing.TB, now int64) { micros = now },
+		flushAll:   func(testing.TB) { r.FlushAll() },
+		evict:      func(_ testing.TB, key string) { r.Evict(key) },
+		evictLikes: func(_ testing.TB, hour int64) { r.EvictLikes(epochMS/hourMS + hour) },
 		snapshot: func(testing.TB) func(testing.TB) {
 			s := r.Snapshot()
 			return func(testing.TB) { r.Restore(s) }
@@ -112,6 +117,14 @@ func clockedFixture(t testing.TB, client rueidis.Client) *fixture {
 				if _, base, _ := strings.Cut(rest, ":"); base == key {
 					command(t, client, "DEL", name)
 				}
+			}
+		}
+	}
+	f.evictLikes = func(t testing.TB, hour int64) {
+		suffix := ":" + strconv.FormatInt(epochMS/hourMS+hour, 10)
+		for _, name := range allKeys(t, client) {
+			if strings.Contains(name, ":likes:") && strings.HasSuffix(name, suffix) {
+				command(t, client, "DEL", name)
 			}
 		}
 	}
@@ -203,6 +216,9 @@ func (f *fixture) write(t testing.TB, b *shard.WriteBatch) shard.WriteReply {
 	must(t, err)
 	equal(t, "time of the answer", reply.Micros, f.now*1000)
 	reply.Micros = 0
+	if len(reply.Likes) == 0 {
+		reply.Likes = nil
+	}
 	return reply
 }
 
@@ -294,20 +310,21 @@ func (f *fixture) sealed(n int, id int64) shard.SealedWindow {
 	return shard.SealedWindow{ID: id, Token: f.tokens[[2]int64{int64(n), id}]}
 }
 
-func (f *fixture) scan(t testing.TB, n int, window int64) (deltas, markers map[string]int64) {
+func (f *fixture) scan(t testing.TB, n int, window int64) shard.WindowPart {
 	t.Helper()
-	deltas, markers = map[string]int64{}, map[string]int64{}
+	all := shard.WindowPart{
+		Deltas: map[string]int64{}, LikeDeltas: map[string]int64{},
+		Likes: map[counter.Pair]shard.PendingLike{}, Markers: map[string]int64{},
+	}
 	for cursor := uint64(0); ; {
-		next, d, m, err := f.Scan(t.Context(), n, window, cursor)
+		next, part, err := f.Scan(t.Context(), n, window, cursor)
 		must(t, err)
-		for key, v := range d {
-			deltas[key] = v
-		}
-		for key, v := range m {
-			markers[key] = v
-		}
+		maps.Copy(all.Deltas, part.Deltas)
+		maps.Copy(all.LikeDeltas, part.LikeDeltas)
+		maps.Copy(all.Likes, part.Likes)
+		maps.Copy(all.Markers, part.Markers)
 		if next == 0 {
-			return deltas, markers
+			return all
 		}
 		cursor = next
 	}
@@ -315,8 +332,7 @@ func (f *fixture) scan(t testing.TB, n int, window int64) (deltas, markers map[s
 
 func (f *fixture) holds(t testing.TB, n int, window int64, want map[string]int64) {
 	t.Helper()
-	deltas, _ := f.scan(t, n, window)
-	equal(t, "window", deltas, want)
+	equal(t, "window", f.scan(t, n, window).Deltas, want)
 }
 
 func (f *fixture) begin(t testing.TB, n int, window, previous int64, gen string, rolledBack bool) {
@@ -328,7 +344,11 @@ func (f *fixture) begin(t testing.TB, n int, window, previous int64, gen string,
 
 func (f *fixture) move(t testing.TB, n int, window int64, entries ...counter.Entry) {
 	t.Helper()
-	must(t, f.Move(t.Context(), n, window, entries, nil))
+	var moves shard.Moves
+	for _, e := range entries {
+		moves.Deltas = append(moves.Deltas, shard.MovedDelta{Key: e.Key, Delta: e.Delta})
+	}
+	must(t, f.Move(t.Context(), n, window, moves))
 }
 
 func (f *fixture) spread(t testing.TB, n int, keys []string, want ...int64) {

@@ -152,8 +152,7 @@ var writeCases = map[string]func(t *testing.T, f *fixture){
 			shard.WriteReply{Known: []shard.KnownClaim{{Value: value}}})
 		f.spread(t, 0, []string{key}, f.now)
 		f.holds(t, 0, epochMS, map[string]int64{key: 3})
-		_, markers := f.scan(t, 0, epochMS)
-		equal(t, "markers", markers, map[string]int64{key: epochMS})
+		equal(t, "markers", f.scan(t, 0, epochMS).Markers, map[string]int64{key: epochMS})
 		f.load(t, 0, 0, shard.Base{Key: key, Total: 10})
 		f.reads(t, 0, key, shard.KeyValue{Value: 13, Cached: true, Marker: epochMS})
 	},

@@ -38,16 +38,18 @@ type Store struct {
 	turns    atomic.Uint64
 	spreader *spreader
 	loader   *loader
+	states   *stateLoader
 	writers  []*writer // by lane
 	readers  []*reader // by lane
 }
 
 // New starts a store. Close it.
-func New(scripts Scripts, ledger BaseLoader, cfg Config) *Store {
+func New(scripts Scripts, ledger Ledger, cfg Config) *Store {
 	s := &Store{cfg: cfg, scripts: scripts, clock: newClock(), markers: newMarkers(), metrics: cfg.Metrics}
 	s.router = router{shards: cfg.Shards, markers: s.markers, clock: s.clock, turn: s.turn}
 	s.spreader = newSpreader(s)
 	s.loader = newLoader(s, ledger)
+	s.states = newStateLoader(s, ledger)
 	lanes := 1
 	if cfg.Cluster {
 		lanes = cfg.Shards
@@ -65,7 +67,7 @@ func (s *Store) Close(ctx context.Context) error {
 	for i := range s.writers {
 		errs = append(errs, s.writers[i].queue.Close(ctx), s.readers[i].queue.Close(ctx))
 	}
-	errs = append(errs, s.loader.queue.Close(ctx))
+	errs = append(errs, s.loader.queue.Close(ctx), s.states.queue.Close(ctx))
 	s.spreader.close()
 	return errors.Join(errs...)
 }
@@ -93,6 +95,9 @@ var errUnsettled = errors.New("no agreement with redis on where the key is")
 // change may have been counted, in part if it went to several shards of a cluster; after any other error it
 // was not, but for a batch across shards of a cluster, each of which takes or refuses its part.
 func (s *Store) Apply(ctx context.Context, c counter.Change) (counter.Receipt, error) {
+	if c.Like != counter.NoLike {
+		return s.applyLike(ctx, &c)
+	}
 	fingerprint := fingerprintOf(&c)
 	entries := c.Entries
 	var total tally
@@ -178,7 +183,7 @@ func wait(ctx context.Context, j *job) error {
 	case <-ctx.Done():
 	}
 	if j.taken.CompareAndSwap(false, true) {
-		return fmt.Errorf("%w: not sent: %w", counter.ErrUnavailable, context.Cause(ctx))
+		return callerLeft(ctx)
 	}
 	select {
 	case <-j.done:
@@ -188,19 +193,24 @@ func wait(ctx context.Context, j *job) error {
 	}
 }
 
+// callerLeft is the error of a caller who leaves before its change was sent.
+func callerLeft(ctx context.Context) error {
+	return fmt.Errorf("%w: not sent: %w", counter.ErrUnavailable, context.Cause(ctx))
+}
+
 // claimedAtHome answers whether a change was counted at the key's home before its once-per claims moved away.
 // Only an id without a time needs it, and only for a dedupe window after the start of the first period that
 // went elsewhere: any other id has but one place (rule 9).
 func (s *Store) claimedAtHome(ctx context.Context, c *counter.Change, p *part) (bool, error) {
-	if !p.once.current || !p.id.set || len(p.id.field) == len(c.RequestID.Bytes()) {
+	if !p.once.current || !p.id.set || p.spread == 0 {
 		return false, nil
 	}
 	key, now := p.entries[0].Key, s.clock.milliseconds()
-	firstAway := counter.PeriodStart(s.markers.get(key)+afterMarker, c.OncePer) + p.once.period
+	firstAway := counter.PeriodStart(p.spread+afterMarker, c.OncePer) + p.once.period
 	if now > firstAway+(s.cfg.Dedupe+2*counter.MaxEarly).Milliseconds() {
 		return false, nil
 	}
-	value, known, err := s.scripts.Claimed(ctx, Home(key, s.cfg.Shards), c.RequestID.Bytes(), now)
+	value, known, err := s.scripts.Claimed(ctx, Home(key, s.cfg.Shards), c.RequestID, now)
 	switch {
 	case err != nil:
 		return false, readError(err)

@@ -67,6 +67,10 @@ var (
 	anyShard = rapid.IntRange(0, 1)
 	anyField = rapid.SampledFrom([]string{"f", "g", "h"})
 	anyValue = rapid.SampledFrom([]string{"v", "w"})
+	actors   = []string{"al", "bo"}
+	anyPair  = rapid.Custom(func(t *rapid.T) counter.Pair {
+		return counter.Pair{Key: anyKey.Draw(t, "key"), Actor: rapid.SampledFrom(actors).Draw(t, "actor")}
+	})
 	anyDelta = rapid.OneOf(
 		rapid.Int64Range(-3, 3),
 		rapid.SampledFrom([]int64{
@@ -104,7 +108,7 @@ func do(m *twins, rt *rapid.T, operation func(f *fixture) error) {
 func (m *twins) advance(rt *rapid.T) {
 	step := rapid.SampledFrom([]int64{
 		1, 999, 1000, 1_000_000, windowMS*1000 - 1, windowMS * 1000, -1000, -(windowMS - 1) * 1000,
-		60_000_000, dedupeMS * 1000, opaqueMS * 1000, 700_000_000,
+		60_000_000, dedupeMS * 1000, opaqueMS * 1000, 700_000_000, hourMS * 1000,
 	}).Draw(rt, "step")
 	m.setClock(m.micros + step)
 }
@@ -118,7 +122,11 @@ func (m *twins) write(rt *rapid.T) {
 		b.ID = fmt.Sprint("fresh", m.batches)
 	}
 	for _, n := range rapid.SliceOfNDistinct(anyShard, 1, 2, rapid.ID).Draw(rt, "shards") {
-		b.Shards = append(b.Shards, m.part(rt, n))
+		p := m.part(rt, n)
+		if len(p.Likes) > 0 && rapid.Bool().Draw(rt, "likes alone") {
+			p.Entries, p.Markers = nil, nil
+		}
+		b.Shards = append(b.Shards, p)
 	}
 	both(m, rt, func(f *fixture) (shard.WriteReply, error) { return f.Write(context.Background(), b) })
 }
@@ -159,7 +167,35 @@ func (m *twins) part(rt *rapid.T, n int) shard.ShardWrite {
 		}
 		p.Claims = append(p.Claims, g)
 	}
+	m.addLikes(rt, &p)
 	return p
+}
+
+// addLikes draws likes, mostly of states that the sender knows. At most one of them has a claim.
+func (m *twins) addLikes(rt *rapid.T, p *shard.ShardWrite) {
+	for _, pair := range rapid.SliceOfN(anyPair, 0, 4).Draw(rt, "likes") {
+		like := shard.LikeWrite{Pair: pair, Liked: rapid.Bool().Draw(rt, "liked"), Group: -1}
+		values, err := m.memory.Likes(context.Background(), []shard.PairGroup{{Shard: p.Shard, Pairs: []counter.Pair{pair}}})
+		must(m.t, err)
+		like.Marker = values[0][0].Marker
+		if rapid.IntRange(0, 29).Draw(rt, "stale") == 0 {
+			like.Marker = rapid.SampledFrom([]int64{0, 1, epochMS}).Draw(rt, "marker")
+		}
+		like.Known.Source = shard.LikeSource(rapid.SampledFrom([]int{0, 1, 1, 1, 2}).Draw(rt, "source"))
+		if like.Known.Source == shard.LikeLoaded {
+			like.Known.Watermark = m.window(rt, p.Shard)
+			if set := m.micros + rapid.SampledFrom([]int64{-1_000_000, -1, 0, 1, 1_000_000}).Draw(rt, "set"); rapid.Bool().Draw(rt, "there") {
+				ago := rapid.SampledFrom([]int64{0, 0, 1, set}).Draw(rt, "ago")
+				like.Known.PendingLike = shard.PendingLike{Liked: rapid.Bool().Draw(rt, "was"), Micros: set, Since: set - ago}
+			}
+		}
+		p.Likes = append(p.Likes, like)
+	}
+	if len(p.Likes) > 0 && len(p.Claims) > 0 {
+		like := &p.Likes[rapid.IntRange(0, len(p.Likes)-1).Draw(rt, "claiming")]
+		like.Group = rapid.IntRange(0, len(p.Claims)-1).Draw(rt, "group")
+		like.Field = rapid.IntRange(0, len(p.Claims[like.Group].Fields)-1).Draw(rt, "field")
+	}
 }
 
 func (m *twins) read(rt *rapid.T) {
@@ -186,7 +222,7 @@ func (m *twins) spread(rt *rapid.T) {
 func (m *twins) claimed(rt *rapid.T) {
 	n, field := anyShard.Draw(rt, "shard"), anyField.Draw(rt, "field")
 	both(m, rt, func(f *fixture) ([2]any, error) {
-		value, known, err := f.Claimed(context.Background(), n, field, m.now())
+		value, known, err := f.Claimed(context.Background(), n, counter.ParseRequestID(field), m.now())
 		return [2]any{value, known}, err
 	})
 }
@@ -249,7 +285,7 @@ func (m *twins) drain(rt *rapid.T) {
 		do(m, rt, func(f *fixture) error { return f.Discard(context.Background(), n, id, gen) })
 		return
 	}
-	deltas, markers := m.memory.scan(m.t, n, id)
+	part := m.memory.scan(m.t, n, id)
 	if rapid.IntRange(0, 4).Draw(rt, "rollback before begin") == 0 {
 		m.rollback(rt)
 	}
@@ -259,12 +295,8 @@ func (m *twins) drain(rt *rapid.T) {
 		both(m, rt, func(f *fixture) (bool, error) { return f.Begin(context.Background(), n, sealed[0], previous, gen) })
 	}
 	if steps > 1 {
-		var entries []counter.Entry
-		for _, key := range slices.Sorted(maps.Keys(deltas)) {
-			entries = append(entries, entry(key, deltas[key]))
-		}
-		keys := slices.Sorted(maps.Keys(markers))
-		do(m, rt, func(f *fixture) error { return f.Move(context.Background(), n, id, entries, keys) })
+		moves := m.moves(rt, part)
+		do(m, rt, func(f *fixture) error { return f.Move(context.Background(), n, id, moves) })
 	}
 	if steps > 2 {
 		do(m, rt, func(f *fixture) error { return f.End(context.Background(), n, id) })
@@ -281,12 +313,30 @@ func (m *twins) begin(rt *rapid.T) {
 func (m *twins) move(rt *rapid.T) {
 	n := anyShard.Draw(rt, "shard")
 	id := m.window(rt, n)
-	var entries []counter.Entry
+	var moves shard.Moves
 	for _, key := range rapid.SliceOfNDistinct(anyKey, 0, 3, rapid.ID).Draw(rt, "keys") {
-		entries = append(entries, entry(key, anyDelta.Draw(rt, "delta")))
+		moves.Deltas = append(moves.Deltas, shard.MovedDelta{
+			Key: key, Delta: anyDelta.Draw(rt, "delta"), Likes: anyDelta.Draw(rt, "likes"), Reload: rapid.Bool().Draw(rt, "reload"),
+		})
 	}
-	markers := rapid.SliceOfN(anyKey, 0, 2).Draw(rt, "markers")
-	do(m, rt, func(f *fixture) error { return f.Move(context.Background(), n, id, entries, markers) })
+	moves.Likes = rapid.SliceOfN(anyPair, 0, 3).Draw(rt, "likes")
+	moves.Markers = rapid.SliceOfN(anyKey, 0, 2).Draw(rt, "markers")
+	do(m, rt, func(f *fixture) error { return f.Move(context.Background(), n, id, moves) })
+}
+
+// moves are those of all that a window holds, as a worker makes them.
+func (m *twins) moves(rt *rapid.T, part shard.WindowPart) shard.Moves {
+	moves := shard.Moves{Markers: slices.Sorted(maps.Keys(part.Markers))}
+	for _, key := range slices.Sorted(maps.Keys(part.Deltas)) {
+		reload := rapid.IntRange(0, 3).Draw(rt, "reload") == 0
+		moves.Deltas = append(moves.Deltas, shard.MovedDelta{
+			Key: key, Delta: part.Deltas[key], Likes: part.LikeDeltas[key], Reload: reload,
+		})
+	}
+	for pair := range part.Likes {
+		moves.Likes = append(moves.Likes, pair)
+	}
+	return moves
 }
 
 func (m *twins) end(rt *rapid.T) {
@@ -313,6 +363,12 @@ func (m *twins) sweep(rt *rapid.T) {
 }
 
 func (m *twins) evict(rt *rapid.T) {
+	if rapid.Bool().Draw(rt, "likes") {
+		hour := m.now()/hourMS - epochMS/hourMS - rapid.Int64Range(0, 1).Draw(rt, "hours ago")
+		m.redis.evictLikes(m.t, hour)
+		m.memory.evictLikes(m.t, hour)
+		return
+	}
 	key := anyKey.Draw(rt, "key")
 	m.redis.evict(m.t, key)
 	m.memory.evict(m.t, key)
@@ -339,20 +395,24 @@ func (m *twins) rollback(rt *rapid.T) {
 // compare compares all that the scripts show of the shards.
 func (m *twins) compare(rt *rapid.T) {
 	groups := []shard.KeyGroup{{Shard: 0}, {Shard: 1}}
+	pairs := []shard.PairGroup{{Shard: 0}, {Shard: 1}}
 	for i := range groups {
 		groups[i].Keys = []string{"a", "b", "c", "d"}
+		for _, key := range groups[i].Keys {
+			for _, actor := range actors {
+				pairs[i].Pairs = append(pairs[i].Pairs, counter.Pair{Key: key, Actor: actor})
+			}
+		}
 	}
 	both(m, rt, func(f *fixture) ([]shard.ReadReply, error) { return f.Read(context.Background(), groups) })
+	both(m, rt, func(f *fixture) ([][]shard.PairValue, error) { return f.Likes(context.Background(), pairs) })
 	for n := range groups {
 		got, want := m.redis.windows(m.t, n), m.memory.windows(m.t, n)
 		if !slices.Equal(got, want) {
 			rt.Fatalf("redis has the windows %d, its twin %d", got, want)
 		}
 		for _, id := range want {
-			both(m, rt, func(f *fixture) ([2]map[string]int64, error) {
-				deltas, markers := f.scan(m.t, n, id)
-				return [2]map[string]int64{deltas, markers}, nil
-			})
+			both(m, rt, func(f *fixture) (shard.WindowPart, error) { return f.scan(m.t, n, id), nil })
 		}
 		m.windows[n] = slices.Compact(slices.Sorted(slices.Values(append(m.windows[n], want...))))
 	}

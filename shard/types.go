@@ -27,7 +27,59 @@ type ShardWrite struct {
 	// an entry on its home shard has one. If the script knows better it refuses and says so.
 	Markers []int64
 	Claims  []ClaimGroup
+	// Likes are set one after the other, after Entries were added.
+	Likes []LikeWrite
 }
+
+// LikeWrite sets an actor's like of a key. Other than an entry, it may be left undone in a batch that is applied:
+// see LikeResult.
+type LikeWrite struct {
+	counter.Pair
+	Liked bool
+	// Marker is the key's spread marker as the sender knows it, as in ShardWrite.Markers.
+	Marker int64
+	// Known is what the sender knows of the like's state, for when Redis does not.
+	Known KnownLike
+	// Group and Field are the position of the like's request id in Claims; Group is -1 if it has none. What is kept
+	// with the id is its value and a byte that says what became of the like: 1 changed, 0 unchanged.
+	Group, Field int
+}
+
+// KnownLike is what the sender of a like knows of its state.
+type KnownLike struct {
+	Source LikeSource
+	// PendingLike is the state, of a LikeLoaded. A pair that was never changed has no times.
+	PendingLike
+	// Watermark is that of the shard in the snapshot of the ledger that was read (LikeLoaded). If a later window is
+	// being finished, the state may be in that one, and must be read again.
+	Watermark int64
+}
+
+// LikeSource is where a state comes from.
+type LikeSource uint8
+
+const (
+	// LikeUnasked: the sender has not looked.
+	LikeUnasked LikeSource = iota
+	// LikeLoaded: from the ledger, or from the shard that was the pair's place before its key was spread.
+	LikeLoaded
+	// LikeSupposed: the ledger cannot be asked. The like is taken for what it is not.
+	LikeSupposed
+)
+
+// LikeResult is what became of a like in a batch that was applied.
+type LikeResult byte
+
+const (
+	// LikeUnknown: not done, because its state is known neither to Redis nor, by a fresh enough look, to the sender.
+	LikeUnknown LikeResult = '?'
+	// LikeChanged: done, and it was something else before.
+	LikeChanged LikeResult = '1'
+	// LikeUnchanged: done, and it was that before.
+	LikeUnchanged LikeResult = '0'
+	// LikeOverflows: not done, because the total could leave int64.
+	LikeOverflows LikeResult = 'o'
+)
 
 // ClaimKind says how a claim is kept.
 type ClaimKind uint8
@@ -70,14 +122,17 @@ const (
 	WriteLate
 )
 
-// WriteReply is the answer to a batch. The lists are of a refused batch.
+// WriteReply is the answer to a batch. The lists but Likes are of a refused batch.
 type WriteReply struct {
 	Status WriteStatus
 	// Micros is when the script ran, in Unix microseconds.
 	Micros int64
+	// Likes are the results of all likes of an applied batch, shard by shard. A batch that was applied before gets
+	// the same ones.
+	Likes []LikeResult
 	// Known are claims that were there already.
 	Known []KnownClaim
-	// Moved are entries whose marker differs from the one that the sender knew.
+	// Moved are entries and likes whose marker differs from the one that the sender knew.
 	Moved []MovedEntry
 	// Aged are claim groups some of whose ids are too old or too early, or whose period is not the
 	// current one.
@@ -86,7 +141,7 @@ type WriteReply struct {
 	Overflowing []EntryRef
 }
 
-// EntryRef names an entry by its position in the batch.
+// EntryRef names an entry by its position in the batch, or a like by its position after the shard's entries.
 type EntryRef struct{ Shard, Entry int }
 
 // KnownClaim names a claim by its position in the batch, with the value that was kept.
@@ -123,18 +178,34 @@ type ReadReply struct {
 
 // KeyValue is what one shard holds of a key.
 type KeyValue struct {
-	// Value is base plus pending deltas, if Cached.
-	Value int64
+	// Value is base plus pending deltas, if Cached, and Likes the part of it that comes from likes.
+	Value, Likes int64
 	// Cached is false if the base must be loaded.
 	Cached bool
 	// Marker is the key's spread marker, 0 for none; only the home shard knows it.
 	Marker int64
 }
 
+// PairGroup is pairs to look up on one shard.
+type PairGroup struct {
+	Shard int
+	Pairs []counter.Pair
+}
+
+// PairValue is what one shard knows of a pair.
+type PairValue struct {
+	// Known is false if neither the membership of the last hours nor a window has the pair.
+	Known bool
+	PendingLike
+	// Marker is the key's spread marker, 0 for none; only the home shard knows it.
+	Marker int64
+}
+
 // Base is what the ledger holds of a key for one shard.
 type Base struct {
-	Key   string
-	Total int64
+	Key string
+	// Total is increments and likes, Likes the part of it that comes from likes.
+	Total, Likes int64
 	// Marker is the key's spread marker in the ledger, 0 for none or if the shard is not its home.
 	Marker int64
 	TTL    time.Duration
@@ -160,4 +231,37 @@ type SealReply struct {
 	RolledBack bool
 	// RestoreDue reports that the shard's markers must be restored from the ledger after a rollback.
 	RestoreDue bool
+}
+
+// WindowPart is what a window holds, or a chunk of it.
+type WindowPart struct {
+	// Deltas are the pending deltas by key. LikeDeltas are the part of them that is supposed to come from likes.
+	Deltas, LikeDeltas map[string]int64
+	// Likes are the last states that pairs were set to in the window.
+	Likes map[counter.Pair]PendingLike
+	// Markers are the spread markers set in the window.
+	Markers map[string]int64
+}
+
+// PendingLike is the state that a pair was last set to in a window.
+type PendingLike struct {
+	Liked bool
+	// Micros is when, and orders the states of a pair: it grows with each of them. Since is since when the pair is
+	// supposed to have the state, which is Micros if that changed it.
+	Micros, Since int64
+}
+
+// Moves is what Move takes out of a window that the ledger applied.
+type Moves struct {
+	Deltas  []MovedDelta
+	Likes   []counter.Pair
+	Markers []string
+}
+
+// MovedDelta is what a window holds of a key: Delta in all, Likes of it from likes.
+type MovedDelta struct {
+	Key          string
+	Delta, Likes int64
+	// Reload says that the ledger applied something else. The cached base is dropped, and loaded when it is needed.
+	Reload bool
 }

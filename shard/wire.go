@@ -3,6 +3,7 @@ package shard
 import (
 	"errors"
 	"strconv"
+	"strings"
 
 	"github.com/redis/rueidis"
 )
@@ -15,7 +16,7 @@ var errAnswer = errors.New("script answered in an unknown form")
 func writeArgs(b *WriteBatch) int {
 	n := 7
 	for i := range b.Shards {
-		n += 4 + 4*len(b.Shards[i].Entries)
+		n += 5 + 4*len(b.Shards[i].Entries) + likeColumns*len(b.Shards[i].Likes)
 		for j := range b.Shards[i].Claims {
 			n += 7 + 2*len(b.Shards[i].Claims[j].Fields)
 		}
@@ -55,17 +56,50 @@ func appendShardWrites(args []string, shards []ShardWrite) []string {
 		for j := range s.Claims {
 			args = appendClaims(args, &s.Claims[j])
 		}
+		args = appendLikes(args, s)
 	}
 	return args
 }
 
-func appendClaims(args []string, g *ClaimGroup) []string {
-	current := "0"
-	if g.Current {
-		current = "1"
+// likeColumns is how many arguments a like takes (LIKE_COLUMNS in write.lua).
+const likeColumns = 4
+
+// appendLikes adds a shard's likes.
+func appendLikes(args []string, s *ShardWrite) []string {
+	args = append(args, strconv.Itoa(len(s.Likes)))
+	for i := range s.Likes {
+		l := &s.Likes[i]
+		what := bit(l.Liked) + strconv.Itoa(int(l.Known.Source))
+		if l.Marker != 0 {
+			what += strconv.FormatInt(l.Marker, 10)
+		}
+		claim, known := "", ""
+		if l.Group >= 0 {
+			// Claims are numbered through all groups.
+			at := l.Field
+			for g := range l.Group {
+				at += len(s.Claims[g].Fields)
+			}
+			claim = strconv.Itoa(at)
+		}
+		if l.Known.Source == LikeLoaded {
+			known = formatLike(l.Known.PendingLike) + "@" + strconv.FormatInt(l.Known.Watermark, 10)
+		}
+		args = append(args, fieldOf(l.Pair), what, claim, known)
 	}
+	return args
+}
+
+func bit(b bool) string {
+	if b {
+		return "1"
+	}
+	return "0"
+}
+
+func appendClaims(args []string, g *ClaimGroup) []string {
 	args = append(args, strconv.Itoa(int(g.Kind)), strconv.FormatInt(g.Bucket, 10), strconv.FormatInt(g.Oldest, 10),
-		strconv.FormatInt(g.Newest, 10), strconv.FormatInt(g.Period, 10), current, strconv.Itoa(len(g.Fields)))
+		strconv.FormatInt(g.Newest, 10), strconv.FormatInt(g.Period, 10), bit(g.Current), strconv.Itoa(len(g.Fields)))
 	for i := range g.Fields {
 		args = append(args, g.Fields[i], g.Values[i])
 	}
@@ -77,7 +111,7 @@ func parseWriteReply(result rueidis.RedisResult) (WriteReply, error) {
 	if err != nil {
 		return WriteReply{}, err
 	}
-	if len(parts) != 6 {
+	if len(parts) != 7 {
 		return WriteReply{}, errAnswer
 	}
 	status, err := parts[0].AsInt64()
@@ -85,7 +119,12 @@ func parseWriteReply(result rueidis.RedisResult) (WriteReply, error) {
 		return WriteReply{}, err
 	}
 	reply := WriteReply{Status: WriteStatus(status)}
-	if reply.Micros, err = parts[1].AsInt64(); err != nil || reply.Status == WriteApplied {
+	if reply.Micros, err = parts[1].AsInt64(); err != nil {
+		return reply, err
+	}
+	if reply.Status == WriteApplied {
+		likes, err := parts[6].ToString()
+		reply.Likes = []LikeResult(likes)
 		return reply, err
 	}
 	err = errors.Join(
@@ -147,16 +186,17 @@ func parseReadReply(message rueidis.RedisMessage, keys int) (ReadReply, error) {
 	if err != nil {
 		return ReadReply{}, err
 	}
-	if len(parts) < 3 {
+	if len(parts) < 4 {
 		return ReadReply{}, errAnswer
 	}
 	reply := ReadReply{Values: make([]KeyValue, keys)}
 	if reply.Micros, err = parts[0].AsInt64(); err != nil {
 		return ReadReply{}, err
 	}
-	sums := make([]sum, keys)
-	if err = eachNumber(parts[1], keys, func(i int, n int64) {
-		sums[i].add(n)
+	sums, likes := make([]sum, keys), make([]sum, keys)
+	if err = eachBase(parts[1], keys, func(i int, total, fromLikes int64) {
+		sums[i].add(total)
+		likes[i].add(fromLikes)
 		reply.Values[i].Cached = true
 	}); err != nil {
 		return ReadReply{}, err
@@ -168,15 +208,58 @@ func parseReadReply(message rueidis.RedisMessage, keys int) (ReadReply, error) {
 			return ReadReply{}, err
 		}
 	}
-	for _, window := range parts[3:] {
+	windows, err := parts[3].ToArray()
+	if err != nil {
+		return ReadReply{}, err
+	}
+	for _, window := range windows {
+		if err = eachNumber(window, keys, func(i int, n int64) { likes[i].add(n) }); err != nil {
+			return ReadReply{}, err
+		}
+	}
+	for _, window := range parts[4:] {
 		if err = eachNumber(window, keys, func(i int, n int64) { sums[i].add(n) }); err != nil {
 			return ReadReply{}, err
 		}
 	}
 	for i := range sums {
-		reply.Values[i].Value = sums[i].int64()
+		reply.Values[i].Value, reply.Values[i].Likes = sums[i].int64(), likes[i].int64()
 	}
 	return reply, nil
+}
+
+// eachBase calls f for each base of a list that is cached (lib.lua has the form).
+func eachBase(list rueidis.RedisMessage, length int, f func(i int, total, likes int64)) error {
+	cells, err := list.ToArray()
+	if err != nil {
+		return err
+	}
+	if len(cells) != length {
+		return errAnswer
+	}
+	for i := range cells {
+		if cells[i].IsNil() {
+			continue
+		}
+		text, err := cells[i].ToString()
+		if err != nil {
+			return err
+		}
+		total, likes, err := parseBase(text)
+		if err != nil {
+			return err
+		}
+		f(i, total, likes)
+	}
+	return nil
+}
+
+func parseBase(text string) (total, likes int64, err error) {
+	all, part, liked := strings.Cut(text, ":")
+	if total, err = strconv.ParseInt(all, 10, 64); err == nil && liked {
+		likes, err = strconv.ParseInt(part, 10, 64)
+	}
+	return total, likes, err
 }
 
 // eachNumber calls f for each element of a list that is not nil.
@@ -199,4 +282,37 @@ func eachNumber(list rueidis.RedisMessage, length int, f func(i int, n int64)) e
 		f(i, n)
 	}
 	return nil
+}
+
+// parsePairs reads what likes.lua answers for one shard: states, and the markers of their keys.
+func parsePairs(message rueidis.RedisMessage, pairs int) ([]PairValue, error) {
+	parts, err := message.ToArray()
+	if err != nil {
+		return nil, err
+	}
+	if len(parts) != 2 {
+		return nil, errAnswer
+	}
+	states, err := parts[0].AsStrSlice()
+	if err != nil {
+		return nil, err
+	}
+	if len(states) != pairs {
+		return nil, errAnswer
+	}
+	values := make([]PairValue, pairs)
+	for i, text := range states {
+		if text == "" {
+			continue
+		}
+		like, err := parseLike(text)
+		if err != nil {
+			return nil, err
+		}
+		values[i] = PairValue{Known: true, PendingLike: like}
+	}
+	if markers, err := parts[1].ToArray(); err != nil || len(markers) == 0 {
+		return values, err
+	}
+	return values, eachNumber(parts[1], pairs, func(i int, n int64) { values[i].Marker = n })
 }

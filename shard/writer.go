@@ -204,22 +204,53 @@ func writeError(err error, lost bool) error {
 func (w *writer) applied(reply WriteReply) {
 	w.metrics.batchChanges.Observe(float64(len(w.batch.jobs)))
 	w.hot.begin(time.Now())
+	likes := reply.Likes
 	for _, n := range w.batch.used {
 		s := w.batch.shards[n]
 		for i := range s.entries {
-			if w.hot.add(s.entries[i].Key, s.changes[i]) && w.markers.get(s.entries[i].Key) == 0 {
-				w.onHot(s.entries[i].Key)
+			w.count(s.entries[i].Key, s.changes[i])
+		}
+		for i, p := range s.likers {
+			if i < len(likes) { // as it is, unless the script is another one
+				p.liked(likes[i])
+			}
+			if p.outcome != 0 {
+				w.count(s.likes[i].Key, 1)
 			}
 		}
+		likes = likes[min(len(likes), len(s.likers)):]
 	}
 	for _, j := range w.batch.jobs {
+		j.micros = reply.Micros
+		var err error
 		for i := range j.parts {
-			if j.parts[i].outcome == 0 {
-				j.parts[i].outcome = counter.Applied
+			p := &j.parts[i]
+			switch {
+			case j.change.Like == counter.NoLike && p.outcome == 0:
+				p.outcome = counter.Applied
+			case p.overflows:
+				err = counter.ErrOverflow
 			}
 		}
-		j.micros = reply.Micros
-		j.finish(nil)
+		j.finish(err)
+	}
+}
+
+// liked takes over what became of a like. What is still unknown leaves the part unsettled.
+func (p *part) liked(result LikeResult) {
+	switch result {
+	case LikeChanged, LikeUnchanged:
+		p.outcome, p.changed = counter.Applied, result == LikeChanged
+	case LikeOverflows:
+		p.overflows = true
+	case LikeUnknown:
+	}
+}
+
+// count counts changes of a key, which may make it hot.
+func (w *writer) count(key string, changes int) {
+	if w.hot.add(key, changes) && w.markers.get(key) == 0 {
+		w.onHot(key)
 	}
 }
 
@@ -304,9 +335,11 @@ func (j *job) decide(now, dedupe int64) error {
 			return counter.ErrRequestIDExpired
 		case r.idAged && timed && p.id.time > now+counter.MaxEarly.Milliseconds():
 			return counter.ErrRequestIDEarly
-		case r.idKnown && r.id != p.id.value:
-			return counter.ErrRequestIDReused
 		case r.idKnown:
+			known := true
+			if p.changed, known = p.id.repeated(r.id, j.change.Like); !known {
+				return counter.ErrRequestIDReused
+			}
 			p.outcome = counter.Duplicate
 		case r.idAged && (!timed || p.id.time <= r.lost):
 			// Nobody knows any more whether the id was counted before Redis went back in time.

@@ -99,7 +99,7 @@ func TestDocumentedMetrics(t *testing.T) {
 	t.Parallel()
 	registry := prometheus.NewRegistry()
 	logger := slog.New(slog.DiscardHandler)
-	s, err := server.New(nil, server.Config{Registry: registry, Logger: logger})
+	s, err := server.New(nil, nil, server.Config{Registry: registry, Logger: logger})
 	must(t, err)
 	defer func() { must(t, s.Shutdown(context.Background())) }()
 	direct, err := flush.NewDirect(nil, flush.DirectConfig{Registry: registry, Logger: logger})
@@ -156,8 +156,11 @@ func TestDocumentedSQL(t *testing.T) {
 // The Go of the README compiles, and counts.
 func TestReadmeGo(t *testing.T) {
 	t.Parallel()
-	block := regexp.MustCompile("(?s)```go\n(.*?)```").FindStringSubmatch(readDoc(t, "README.md"))
-	if block == nil {
+	var code strings.Builder // the blocks follow each other
+	for _, block := range regexp.MustCompile("(?s)```go\n(.*?)```").FindAllStringSubmatch(readDoc(t, "README.md"), -1) {
+		code.WriteString(block[1])
+	}
+	if code.Len() == 0 {
 		t.Fatal("README.md has no Go")
 	}
 	s := start(t, "--data="+testproc.TempDir(t)+"/plusone.db")
@@ -177,9 +180,12 @@ func main() {
 }
 
 func readme(ctx context.Context) error {
-` + strings.ReplaceAll(block[1], "127.0.0.1:50051", s.grpcAddr) + `
-	log.Print("count is ", count.Count)
-	return err
+` + strings.ReplaceAll(code.String(), "127.0.0.1:50051", s.grpcAddr) + `
+	if err != nil {
+		return err
+	}
+	log.Print("count is ", count.Count, ", likes are ", liked.Count, ", liked are ", states[0].Liked, states[1].Liked)
+	return nil
 }
 `
 	file := filepath.Join(t.TempDir(), "main.go")
@@ -188,7 +194,7 @@ func readme(ctx context.Context) error {
 	defer cancel()
 	// From here, the import is that of this module.
 	output, err := exec.CommandContext(ctx, "go", "run", file).CombinedOutput()
-	if err != nil || !strings.Contains(string(output), "count is 1") {
+	if err != nil || !strings.Contains(string(output), "count is 1, likes are 1, liked are true false") {
 		t.Errorf("%v:\n%s", err, output)
 	}
 }

@@ -28,6 +28,7 @@ var groups = kong.Groups{
 	"sharded":  "Sharded mode:",
 	"listen":   "Addresses:",
 	"limits":   "Limits:",
+	"audit":    "Audit:",
 	"log":      "Log:",
 }
 
@@ -44,6 +45,7 @@ type commandLine struct {
 	Serve   serveCommand   `cmd:"" help:"Serve the API; in sharded mode also drain windows into Postgres."`
 	Flush   flushCommand   `cmd:"" help:"Drain windows into Postgres, and serve no API (sharded mode)."`
 	Migrate migrateCommand `cmd:"" help:"Bring the ledger's schema up to date, record its settings, and exit. Serve and flush do that too."`
+	Audit   auditCommand   `cmd:"" help:"Compare counters with their history and likes, and in sharded mode what Redis caches with Postgres, on a live system. Exit code 0: they agree, 1: they differ, 2: it failed."`
 	Version versionCommand `cmd:"" help:"Print the version."`
 }
 
@@ -76,6 +78,8 @@ func (line *commandLine) parse(args []string, stdout, stderr io.Writer) (command
 		return &line.Flush, line.Flush.check(given)
 	case "migrate":
 		return &line.Migrate, line.Migrate.check(given)
+	case "audit":
+		return &line.Audit, line.Audit.check(given)
 	default:
 		return &line.Version, nil
 	}

@@ -216,13 +216,18 @@ func (i *instance) page(path string) (code int, body string) {
 // dial makes a client of servers, as if one name resolved to all of them.
 func dial(t testing.TB, servers ...*instance) *client.Client {
 	t.Helper()
+	return dialWith(t, servers)
+}
+
+func dialWith(t testing.TB, servers []*instance, opts ...client.Option) *client.Client {
+	t.Helper()
 	var state resolver.State
 	for _, s := range servers {
 		state.Endpoints = append(state.Endpoints, resolver.Endpoint{Addresses: []resolver.Address{{Addr: s.grpcAddr}}})
 	}
 	r := manual.NewBuilderWithScheme("servers")
 	r.InitialState(state)
-	c, err := client.Dial("servers:///all", client.WithTimeout(patience), client.WithDialOptions(grpc.WithResolvers(r)))
+	c, err := client.Dial("servers:///all", append(opts, client.WithTimeout(patience), client.WithDialOptions(grpc.WithResolvers(r)))...)
 	must(t, err)
 	t.Cleanup(func() { _ = c.Close() })
 	return c

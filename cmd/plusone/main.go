@@ -1,5 +1,5 @@
-// Command plusone is the counter service: it serves the API, drains windows into Postgres, and migrates the
-// ledger.
+// Command plusone is the counter service: it serves the API, drains windows into Postgres, and migrates
+// and audits the ledger.
 package main
 
 import (
@@ -19,6 +19,27 @@ const (
 	exitFailed = 1
 	exitUsage  = 2
 )
+
+// Exit codes of audit, which has two ways to end without success, as diff has.
+const (
+	exitDifferences = 1
+	exitAuditFailed = 2
+)
+
+// exitError has an exit code of its own. Without an error all is said already.
+type exitError struct {
+	code int
+	err  error
+}
+
+func (e *exitError) Error() string {
+	if e.err == nil {
+		return fmt.Sprintf("exit code %d", e.code)
+	}
+	return e.err.Error()
+}
+
+func (e *exitError) Unwrap() error { return e.err }
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -42,12 +63,18 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	logger := line.Log.logger(stderr)
 	err = selected.run(ctx, environment{stdout: stdout, logger: logger})
 	var usage *usageError
+	var exit *exitError
 	switch {
 	case err == nil:
 		return exitOK
 	case errors.As(err, &usage):
 		_, _ = fmt.Fprintf(stderr, "plusone: %v\n", err)
 		return exitUsage
+	case errors.As(err, &exit):
+		if exit.err != nil {
+			logger.Error("failed", "error", exit.err)
+		}
+		return exit.code
 	default:
 		logger.Error("failed", "error", err)
 		return exitFailed

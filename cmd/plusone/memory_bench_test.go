@@ -14,7 +14,7 @@ import (
 )
 
 // BenchmarkRedisMemory measures what sizing needs: bytes of Redis memory for each key that is pending in a window,
-// each base that is cached, and each request id. It is as long for any -benchtime; use 1x.
+// each base that is cached, each request id, and each like: pending in a window, and remembered. It is as long for any -benchtime; use 1x.
 func BenchmarkRedisMemory(b *testing.B) {
 	const size = 100_000
 	redis := redistest.Start(b)
@@ -43,24 +43,43 @@ func BenchmarkRedisMemory(b *testing.B) {
 			must(b, err)
 		}
 		cached := usedMemory(b, redis)
-		var callers sync.WaitGroup
-		for range 100 {
-			callers.Go(func() {
-				for range size / 100 {
-					if _, err := c.Increment(ctx, key(0), 1); err != nil {
-						b.Error(err)
-						return
-					}
-				}
-			})
-		}
-		callers.Wait()
+		inParallel(b, size, func(int) error {
+			_, err := c.Increment(ctx, key(0), 1)
+			return err
+		})
 		claimed := usedMemory(b, redis)
+		inParallel(b, size, func(i int) error {
+			_, err := c.Like(ctx, key(0), fmt.Sprintf("user:%07d", i))
+			return err
+		})
+		liked := usedMemory(b, redis)
+		for bucket := range strings.FieldsSeq(redis.Do("KEYS", "plusone:*:likes:*")) {
+			redis.Do("DEL", bucket)
+		}
+		remembered := liked - usedMemory(b, redis)
 		b.ReportMetric(float64(pending-empty)/size, "B/pending-key")
 		b.ReportMetric(float64(cached-pending)/size, "B/cached-key")
 		b.ReportMetric(float64(claimed-cached)/size, "B/request-id")
+		b.ReportMetric(float64(remembered)/size, "B/remembered-like")
+		b.ReportMetric(float64(liked-remembered-claimed-(claimed-cached))/size, "B/pending-like")
 		redis.Do("FLUSHALL")
 	}
+}
+
+// inParallel makes n calls, 100 at a time.
+func inParallel(b *testing.B, n int, call func(i int) error) {
+	var callers sync.WaitGroup
+	for first := range 100 {
+		callers.Go(func() {
+			for i := first; i < n; i += 100 {
+				if err := call(i); err != nil {
+					b.Error(err)
+					return
+				}
+			}
+		})
+	}
+	callers.Wait()
 }
 
 func usedMemory(t testing.TB, redis *redistest.Server) int {

@@ -72,10 +72,12 @@ func prepare(ctx context.Context, ledger migrator, settings flush.Settings) erro
 
 // deployment is a mode's store and worker, as far as a process has them.
 type deployment struct {
-	mode   flush.Mode
-	store  liveStore // nil for a worker alone
-	worker *worker   // nil if this process does not drain windows
-	close  func() error
+	mode  flush.Mode
+	store liveStore // nil for a worker alone
+	// reports is the ledger.
+	reports server.Reports
+	worker  *worker // nil if this process does not drain windows
+	close   func() error
 }
 
 // stop finishes what was accepted and drains what is due, bounded by ctx, and closes everything.
@@ -100,7 +102,7 @@ func openEmbedded(ctx context.Context, o ledgerOptions, registry *prometheus.Reg
 	if err != nil {
 		return nil, errors.Join(err, ledger.Close())
 	}
-	return &deployment{mode: flush.ModeEmbedded, store: store, close: ledger.Close}, nil
+	return &deployment{mode: flush.ModeEmbedded, store: store, reports: ledger, close: ledger.Close}, nil
 }
 
 // openDirect opens direct mode.
@@ -114,7 +116,7 @@ func openDirect(ctx context.Context, o ledgerOptions, registry *prometheus.Regis
 		ledger.Close()
 		return nil, err
 	}
-	return &deployment{mode: flush.ModeDirect, store: store, close: func() error { ledger.Close(); return nil }}, nil
+	return &deployment{mode: flush.ModeDirect, store: store, reports: ledger, close: func() error { ledger.Close(); return nil }}, nil
 }
 
 // shardedOptions are how sharded mode is opened: with a store, a worker or both.
@@ -135,7 +137,7 @@ func openSharded(ctx context.Context, o shardedOptions, registry *prometheus.Reg
 		ledger.Close()
 		return nil, err
 	}
-	d := &deployment{mode: flush.ModeSharded, close: func() error {
+	d := &deployment{mode: flush.ModeSharded, reports: ledger, close: func() error {
 		client.Close()
 		ledger.Close()
 		return nil
@@ -158,7 +160,7 @@ func openSharded(ctx context.Context, o shardedOptions, registry *prometheus.Reg
 	}
 	if o.worker != nil {
 		d.worker = newWorker(flush.NewWorker(scripts, ledger, flush.WorkerConfig{
-			Shards: o.Shards, Interval: o.worker.FlushInterval,
+			Shards: o.Shards, Window: o.Window, Interval: o.worker.FlushInterval,
 			Concurrency: min(o.Shards, workerConcurrency), StepTimeout: workerStepTimeout,
 			Registerer: registry, Logger: o.logger,
 		}), o.logger)

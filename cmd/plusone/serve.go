@@ -87,7 +87,7 @@ func (c *serveCommand) run(ctx context.Context, env environment) error {
 	if err != nil {
 		return err
 	}
-	s, err := server.New(d.store, server.Config{
+	s, err := server.New(d.store, d.reports, server.Config{
 		Logger: env.logger, Registry: registry, Mode: string(d.mode),
 		MaxDelta: c.MaxDelta, RequestTimeout: c.RequestTimeout, CacheBytes: c.CacheBytes, MaxInFlight: c.MaxInFlight,
 	})

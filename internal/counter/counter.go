@@ -34,8 +34,8 @@ type Entry struct {
 }
 
 // Change is one caller's change: 1 to MaxEntries entries with distinct keys. A delta is 0 only where a batch
-// had entries that cancel each other out: it changes nothing, and its key still notices a reuse of the
-// request id. Who makes a Change validates it; stores rely on that.
+// had entries that cancel each other out (it changes nothing, and its key still notices a reuse of the
+// request id) and in a change of a like. Who makes a Change validates it; stores rely on that.
 type Change struct {
 	Entries []Entry
 	// RequestID is the zero RequestID if the caller gave none.
@@ -44,7 +44,13 @@ type Change struct {
 	// if the caller gave none.
 	Actor   string
 	OncePer time.Duration
+	// Like, if it is not NoLike, makes the change one of Actor's like of its one key. The entry's delta is
+	// then 0: what the like adds depends on what it stood at.
+	Like LikeAction
 }
+
+// Pair is the pair that a change of a like is about.
+func (c *Change) Pair() Pair { return Pair{Key: c.Entries[0].Key, Actor: c.Actor} }
 
 // Outcome says what became of a change that was not refused.
 type Outcome uint8
@@ -63,6 +69,12 @@ type Receipt struct {
 	Outcome Outcome
 	// AsOf is a moment by the store's clock from which every fresh read shows the change.
 	AsOf time.Time
+	// Changed says of a like whether the change, by this call or by the earlier one that it repeats, set it to
+	// something else than it was.
+	Changed bool
+	// Provisional says that the ledger could not be asked what the like was, and Changed supposes that it was the
+	// opposite. What the change adds is set right when it reaches the ledger.
+	Provisional bool
 }
 
 // Count is what a counter was at AsOf, a moment of the store's clock.

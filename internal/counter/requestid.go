@@ -62,5 +62,8 @@ func (c Change) Fingerprint() uint64 {
 	}
 	b = binary.AppendVarint(b, int64(c.OncePer))
 	b = append(b, c.Actor...)
+	if c.Like != NoLike {
+		b = append(b, 0xff, byte(c.Like)) // no actor has the byte 0xff
+	}
 	return xxhash.Sum64(b)
 }

@@ -18,13 +18,19 @@ import (
 // Dedupe is the dedupe window of the ledgers under test.
 const Dedupe = 5 * time.Minute
 
+// DirectLedger is what is tested.
+type DirectLedger interface {
+	flush.DirectLedger
+	Lists
+}
+
 // DirectInstance is a new, empty ledger that keeps its history by the hour, judges by the clock of this
 // machine, and is closed by the test's cleanup.
 type DirectInstance struct {
-	flush.DirectLedger
+	DirectLedger
 	// Other is a second handle on the same data, or the same one if there can be only one.
-	Other flush.DirectLedger
-	// DB reads the public views.
+	Other DirectLedger
+	// DB reads what is public.
 	DB *sql.DB
 	// AgeClaims makes all claims older than they are.
 	AgeClaims func(t testing.TB, by time.Duration)
@@ -50,6 +56,18 @@ func ExerciseDirect(t *testing.T, open func(t *testing.T) DirectInstance) {
 		"PruneClaims":               pruneClaims,
 		"DoneContextChangesNothing": doneContext,
 		"RandomOperations":          randomOperations,
+		"Likes":                     likes,
+		"LikeMoments":               likeMoments,
+		"LikeHistory":               likeHistory,
+		"LikeRequestIDs":            likeRequestIDs,
+		"LikeRequestIDsReused":      likeRequestIDsReused,
+		"LikeRequestIDAges":         likeRequestIDAges,
+		"LikesInOneGroup":           likesInOneGroup,
+		"LikesAtTheEdge":            likesAtTheEdge,
+		"LargeGroupsOfLikes":        largeGroupsOfLikes,
+		"ConcurrentLikes":           concurrentLikes,
+		"LikesInOppositeOrder":      likesInOppositeOrder,
+		"Lists":                     directLists,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -73,7 +91,7 @@ func commit(t testing.TB, l flush.DirectLedger, changes ...counter.Change) []flu
 	return verdicts
 }
 
-// wantVerdicts compares verdicts with wanted outcomes and errors.
+// wantVerdicts compares verdicts with wanted outcomes, errors and whole verdicts.
 func wantVerdicts(t testing.TB, got []flush.Verdict, want ...any) {
 	t.Helper()
 	for i, w := range want {
@@ -85,6 +103,10 @@ func wantVerdicts(t testing.TB, got []flush.Verdict, want ...any) {
 		case error:
 			if !errors.Is(got[i].Err, w) || got[i].Outcome != 0 {
 				t.Errorf("change %d: outcome %d, error %v, want error %v", i, got[i].Outcome, got[i].Err, w)
+			}
+		case flush.Verdict:
+			if got[i] != w {
+				t.Errorf("change %d: %+v, want %+v", i, got[i], w)
 			}
 		default:
 			t.Fatalf("no verdict: %v", w)

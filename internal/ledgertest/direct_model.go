@@ -14,16 +14,24 @@ import (
 // model is what a ledger should do, for changes that neither overflow nor are refused for their age.
 type model struct {
 	totals map[string]int64
-	ids    map[counter.RequestID]uint64
+	likes  map[string]int64
+	liked  map[counter.Pair]bool
+	ids    map[counter.RequestID]modelID
 	once   map[string]bool
+}
+
+// modelID is what is known of a request id.
+type modelID struct {
+	fingerprint uint64
+	changed     bool
 }
 
 func (m *model) apply(c counter.Change) flush.Verdict {
 	if kept, known := m.ids[c.RequestID]; known {
-		if kept != c.Fingerprint() {
+		if kept.fingerprint != c.Fingerprint() {
 			return flush.Verdict{Err: counter.ErrRequestIDReused}
 		}
-		return flush.Verdict{Outcome: counter.Duplicate}
+		return flush.Verdict{Outcome: counter.Duplicate, Changed: kept.changed}
 	}
 	if c.OncePer > 0 {
 		claim := fmt.Sprint(c.Entries[0].Key, c.Actor, c.OncePer)
@@ -32,20 +40,42 @@ func (m *model) apply(c counter.Change) flush.Verdict {
 		}
 		m.once[claim] = true
 	}
+	v := flush.Verdict{Outcome: counter.Applied}
+	if c.Like != counter.NoLike {
+		v.Changed = m.set(c.Pair(), c.Like == counter.SetLiked)
+	}
 	if !c.RequestID.IsZero() {
-		m.ids[c.RequestID] = c.Fingerprint()
+		m.ids[c.RequestID] = modelID{c.Fingerprint(), v.Changed}
 	}
 	for _, e := range c.Entries {
 		m.totals[e.Key] += e.Delta
 	}
-	return flush.Verdict{Outcome: counter.Applied}
+	return v
+}
+
+// set sets a pair and reports whether that changed it.
+func (m *model) set(pair counter.Pair, liked bool) bool {
+	if m.liked[pair] == liked {
+		return false
+	}
+	m.liked[pair] = liked
+	delta := int64(1)
+	if !liked {
+		delta = -1
+	}
+	m.totals[pair.Key] += delta
+	m.likes[pair.Key] += delta
+	return true
 }
 
 // randomOperations compares random groups of changes with the model. Periods are so long that they cannot
 // end in between, except once in a week.
 func randomOperations(t *testing.T, l DirectInstance) {
 	rapid.Check(t, func(t *rapid.T) {
-		m := &model{totals: make(map[string]int64), ids: make(map[counter.RequestID]uint64), once: make(map[string]bool)}
+		m := &model{
+			totals: make(map[string]int64), likes: make(map[string]int64), liked: make(map[counter.Pair]bool),
+			ids: make(map[counter.RequestID]modelID), once: make(map[string]bool),
+		}
 		keys := []string{Key(), Key(), Key(), Key()}
 		// An id stands for one payload in a group, or it would depend on chance which one is refused.
 		ids := []counter.RequestID{V7(time.Now()), V7(time.Now()), Opaque(), Opaque(), Opaque()}
@@ -79,8 +109,13 @@ func randomOperations(t *testing.T, l DirectInstance) {
 				t.Fatalf("Counts: %v", err)
 			}
 			for _, c := range counts {
-				if c.Value != m.totals[c.Key] {
-					t.Errorf("count of %q is %d, want %d", c.Key, c.Value, m.totals[c.Key])
+				if c.Value != m.totals[c.Key] || c.Likes != m.likes[c.Key] {
+					t.Errorf("count of %q is %d, %d of it likes, want %d and %d", c.Key, c.Value, c.Likes, m.totals[c.Key], m.likes[c.Key])
+				}
+			}
+			for pair, liked := range m.liked {
+				if got, err := l.Likes(t.Context(), []counter.Pair{pair}); err != nil || got.States[0].Liked != liked {
+					t.Errorf("%v: %+v, %v, want liked %v", pair, got.States, err, liked)
 				}
 			}
 		}
@@ -88,6 +123,10 @@ func randomOperations(t *testing.T, l DirectInstance) {
 }
 
 func drawChange(t *rapid.T, keys []string) counter.Change {
+	if rapid.IntRange(0, 2).Draw(t, "like") == 0 {
+		set := rapid.SampledFrom([]func(key, actor string) counter.Change{Like, Unlike}).Draw(t, "set")
+		return set(rapid.SampledFrom(keys).Draw(t, "key"), rapid.SampledFrom([]string{"ann", "bob"}).Draw(t, "actor"))
+	}
 	delta := rapid.Int64Range(-1_000, 1_000).Filter(func(d int64) bool { return d != 0 })
 	var change counter.Change
 	for _, key := range rapid.SliceOfNDistinct(rapid.SampledFrom(keys), 1, len(keys), rapid.ID[string]).Draw(t, "keys") {

@@ -2,6 +2,7 @@
 package ledgertest
 
 import (
+	"context"
 	"database/sql"
 	"encoding/binary"
 	"math/big"
@@ -51,24 +52,48 @@ func Once(actor string, per time.Duration, change counter.Change) counter.Change
 	return change
 }
 
-// Audit fails the test unless the history of every counter that has one sums to its total. It reads the
-// public views, whose columns are the same in every ledger.
+// Like is a change that makes an actor like a key.
+func Like(key, actor string) counter.Change {
+	return counter.Change{Entries: []counter.Entry{{Key: key}}, Actor: actor, Like: counter.SetLiked}
+}
+
+// Unlike is a change that takes a like back.
+func Unlike(key, actor string) counter.Change {
+	return counter.Change{Entries: []counter.Entry{{Key: key}}, Actor: actor, Like: counter.SetUnliked}
+}
+
+// Lists are the lists of likes that every ledger serves: newest first, from behind a place in the list.
+type Lists interface {
+	ListLikers(ctx context.Context, key string, after counter.LikeCursor, limit int) ([]counter.Liked, error)
+	ListLiked(ctx context.Context, actor string, after counter.LikeCursor, limit int) ([]counter.Liked, error)
+}
+
+// Audit fails the test unless every counter's history sums to its total, and its likes are as many as the rows
+// that are liked. It reads what is public, whose columns are the same in every ledger.
 func Audit(t testing.TB, db *sql.DB) {
 	t.Helper()
-	totals := readSums(t, db, `SELECT key, CAST(count AS text) FROM counter_totals`)
-	history := readSums(t, db, `SELECT key, CAST(delta AS text) FROM counter_history`)
-	for key, total := range totals {
-		sum := history[key]
+	compareSums(t, db, "history",
+		`SELECT key, CAST(count AS text) FROM counter_totals`, `SELECT key, CAST(delta AS text) FROM counter_history`)
+	compareSums(t, db, "likes",
+		`SELECT key, CAST(likes AS text) FROM counter_totals`, `SELECT key, '1' FROM likes WHERE liked`)
+}
+
+// compareSums compares the totals of keys with the sums of their parts; a key without either has 0.
+func compareSums(t testing.TB, db *sql.DB, name, totals, parts string) {
+	t.Helper()
+	want, sums := readSums(t, db, totals), readSums(t, db, parts)
+	for key, total := range want {
+		sum := sums[key]
 		if sum == nil {
 			sum = new(big.Int)
 		}
 		if sum.Cmp(total) != 0 {
-			t.Errorf("history of %q sums to %s, its total is %s", key, sum, total)
+			t.Errorf("%s of %q sums to %s, its total is %s", name, key, sum, total)
 		}
-		delete(history, key)
+		delete(sums, key)
 	}
-	for key, sum := range history {
-		t.Errorf("history of %q sums to %s, but it has no total", key, sum)
+	for key, sum := range sums {
+		t.Errorf("%s of %q sums to %s, but it has no total", name, key, sum)
 	}
 }
 

@@ -20,6 +20,7 @@ import (
 type Store interface {
 	Apply(ctx context.Context, c counter.Change) (counter.Receipt, error)
 	Counts(ctx context.Context, keys []string) []counter.Reading
+	Likes(ctx context.Context, actor string, keys []string) ([]counter.LikeState, error)
 }
 
 // Fixture is one set of data, and the stores on it.
@@ -51,6 +52,18 @@ func Exercise(t *testing.T, dedupe time.Duration, makeFixture func(t *testing.T)
 		"ManyKeys":          testManyKeys,
 		"DuplicatesInGroup": testDuplicatesInGroup,
 		"CanceledCaller":    testCanceledCaller,
+
+		"Likes":                    testLikes,
+		"LikeMoments":              testLikeMoments,
+		"LikeIDs":                  testLikeIDs,
+		"LikeIDReuse":              testLikeIDReuse,
+		"LikeIDAges":               testLikeIDAges,
+		"ManyLikers":               testManyLikers,
+		"LikeHammer":               testLikeHammer,
+		"ActorsLikes":              testActorsLikes,
+		"LikesInOneGroup":          testLikesInOneGroup,
+		"LikesAtTheEdge":           testLikesAtTheEdge,
+		"LikesAtTheEdgeInOneGroup": testLikesAtTheEdgeInOneGroup,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -60,14 +60,15 @@ func (r *Redis) RestoreMarkers(_ context.Context, n int, markers map[string]int6
 }
 
 // Scan implements shard.Scripts, in one chunk.
-func (r *Redis) Scan(_ context.Context, n int, id int64, _ uint64) (next uint64, deltas, markers map[string]int64, err error) {
+func (r *Redis) Scan(_ context.Context, n int, id int64, _ uint64) (next uint64, part shard.WindowPart, err error) {
 	_, unlock := r.lock()
 	defer unlock()
 	s := r.shards[n]
+	w := newWindow(id)
 	if at := s.find(id); at >= 0 {
-		return 0, maps.Clone(s.windows[at].deltas), maps.Clone(s.windows[at].markers), nil
+		w = s.windows[at].clone()
 	}
-	return 0, map[string]int64{}, map[string]int64{}, nil
+	return 0, shard.WindowPart{Deltas: w.deltas, LikeDeltas: w.likeSums, Likes: w.likes, Markers: w.markers}, nil
 }
 
 // Begin implements shard.Scripts.
@@ -94,7 +95,7 @@ func (r *Redis) Begin(_ context.Context, n int, w shard.SealedWindow, previous i
 }
 
 // Move implements shard.Scripts.
-func (r *Redis) Move(_ context.Context, n int, id int64, deltas []counter.Entry, markers []string) error {
+func (r *Redis) Move(_ context.Context, n int, id int64, moves shard.Moves) error {
 	now, unlock := r.lock()
 	defer unlock()
 	s := r.shards[n]
@@ -103,17 +104,24 @@ func (r *Redis) Move(_ context.Context, n int, id int64, deltas []counter.Entry,
 		return nil
 	}
 	w := s.windows[at]
-	for _, e := range deltas {
-		if _, pending := w.deltas[e.Key]; !pending {
-			continue
-		}
-		delete(w.deltas, e.Key)
-		if total, cached := s.base(e.Key, now); cached {
-			name := baseName{s.gen, e.Key}
-			s.bases[name] = base{total: counter.AddSaturating(total, e.Delta), expires: s.bases[name].expires}
+	for _, d := range moves.Deltas {
+		_, pending := w.deltas[d.Key]
+		delete(w.deltas, d.Key)
+		delete(w.likeSums, d.Key)
+		name := baseName{s.gen, d.Key}
+		b, cached := s.base(d.Key, now)
+		switch {
+		case d.Reload: // also without a delta: the window may have taken all likes of the key for repeats
+			delete(s.bases, name)
+		case pending && cached:
+			b.total, b.likes = counter.AddSaturating(b.total, d.Delta), counter.AddSaturating(b.likes, d.Likes)
+			s.bases[name] = b
 		}
 	}
-	for _, key := range markers {
+	for _, pair := range moves.Likes {
+		delete(w.likes, pair)
+	}
+	for _, key := range moves.Markers {
 		delete(w.markers, key)
 	}
 	return nil
@@ -124,7 +132,7 @@ func (r *Redis) End(_ context.Context, n int, id int64) error {
 	_, unlock := r.lock()
 	defer unlock()
 	s := r.shards[n]
-	if at := s.find(id); s.fin == id && at >= 0 && len(s.windows[at].deltas)+len(s.windows[at].markers) == 0 {
+	if at := s.find(id); s.fin == id && at >= 0 && s.windows[at].isEmpty() {
 		s.remove(id)
 	}
 	return nil
@@ -148,12 +156,20 @@ func (r *Redis) Sweep(_ context.Context, n int) error {
 	now, unlock := r.lock()
 	defer unlock()
 	s := r.shards[n]
-	names := slices.SortedFunc(maps.Keys(s.claims), func(a, b string) int {
-		return cmp.Or(cmp.Compare(s.claims[a].forget, s.claims[b].forget), cmp.Compare(a, b))
+	forget := make(map[string]int64, len(s.claims)+len(s.members))
+	for name, bucket := range s.claims {
+		forget[name] = bucket.forget
+	}
+	for name, bucket := range s.members {
+		forget[name] = bucket.forget
+	}
+	names := slices.SortedFunc(maps.Keys(forget), func(a, b string) int {
+		return cmp.Or(cmp.Compare(forget[a], forget[b]), cmp.Compare(a, b))
 	})
 	for _, name := range names[:min(len(names), maxSwept)] {
-		if s.claims[name].forget < now {
+		if forget[name] < now {
 			delete(s.claims, name)
+			delete(s.members, name)
 		}
 	}
 	return nil

@@ -2,7 +2,9 @@ package twin
 
 import (
 	"context"
+	"maps"
 	"sync"
+	"time"
 
 	"github.com/plusone-dev/plusone/flush"
 	"github.com/plusone-dev/plusone/internal/counter"
@@ -13,8 +15,8 @@ import (
 type Ledger struct {
 	mu         sync.Mutex
 	watermarks []shard.SealedWindow
-	totals     map[ledgerRow]int64
-	markers    map[ledgerRow]int64
+	rows       map[ledgerRow]*ledgerTotal
+	likes      map[counter.Pair]counter.LikeState // also of pairs that are not liked any more
 }
 
 type ledgerRow struct {
@@ -22,12 +24,18 @@ type ledgerRow struct {
 	shard int
 }
 
+type ledgerTotal struct {
+	total, likes int64
+	spread       int64
+}
+
 var _ flush.WindowLedger = (*Ledger)(nil)
 
 // NewLedger makes an empty ledger.
 func NewLedger(shards int) *Ledger {
 	return &Ledger{
-		watermarks: make([]shard.SealedWindow, shards), totals: map[ledgerRow]int64{}, markers: map[ledgerRow]int64{},
+		watermarks: make([]shard.SealedWindow, shards), rows: map[ledgerRow]*ledgerTotal{},
+		likes: map[counter.Pair]counter.LikeState{},
 	}
 }
 
@@ -49,39 +57,107 @@ func (l *Ledger) Apply(_ context.Context, w flush.Window) (flush.Applied, error)
 	if w.ID <= previous {
 		return flush.Applied{Previous: previous}, nil
 	}
-	applied := flush.Applied{OK: true, Previous: previous, Clipped: map[string]int64{}}
-	for key, delta := range w.Deltas {
-		row := ledgerRow{key, w.Shard}
-		total := counter.AddSaturating(l.totals[row], delta)
-		if clipped := total - l.totals[row]; clipped != delta {
-			applied.Clipped[key] = clipped
-		}
-		l.totals[row] = total
+	applied := flush.Applied{OK: true, Previous: previous, Adjusted: map[string]struct{}{}}
+	likes := map[string]int64{} // what likes have changed, by key
+	for pair, like := range w.Likes {
+		likes[pair.Key] += l.set(pair, like)
+	}
+	keys := maps.Clone(likes)
+	maps.Copy(keys, w.Deltas)
+	maps.Copy(keys, w.LikeDeltas)
+	for key := range keys {
+		l.add(ledgerRow{key, w.Shard}, w.Deltas[key], w.LikeDeltas[key], likes[key], &applied)
 	}
 	for key, marker := range w.Markers {
-		row := ledgerRow{key, w.Shard}
-		l.totals[row] += 0 // the marker makes a row
-		if l.markers[row] == 0 || marker < l.markers[row] {
-			l.markers[row] = marker
+		row := l.row(ledgerRow{key, w.Shard})
+		if row.spread == 0 || marker < row.spread {
+			row.spread = marker
 		}
 	}
 	l.watermarks[w.Shard] = shard.SealedWindow{ID: w.ID, Token: w.Token}
 	return applied, nil
 }
 
-// Bases implements shard.BaseLoader.
+// set sets a pair and returns what that adds to its key. A repeat only matters if it is none after all. An unlike that
+// is no repeat leaves a state even where there was none, by which an older like is known to be older.
+func (l *Ledger) set(pair counter.Pair, like shard.PendingLike) (delta int64) {
+	old, there := l.likes[pair]
+	repeat := like.Since < like.Micros
+	switch {
+	case !there && !like.Liked && repeat:
+		return 0
+	case there && (like.Micros <= old.At.UnixMicro() || repeat && like.Liked == old.Liked):
+		return 0
+	}
+	l.likes[pair] = counter.LikeState{Liked: like.Liked, At: time.UnixMicro(like.Micros)}
+	switch {
+	case like.Liked && !old.Liked:
+		return 1
+	case !like.Liked && old.Liked:
+		return -1
+	}
+	return 0
+}
+
+// add adds to a row a window's delta, with what likes have changed in place of what they were supposed to.
+func (l *Ledger) add(name ledgerRow, delta, supposed, likes int64, applied *flush.Applied) {
+	if off := likes - supposed; off != 0 {
+		applied.Adjusted[name.key] = struct{}{}
+		applied.CorrectedLikes += int(max(off, -off))
+		delta = counter.AddSaturating(delta, off)
+	}
+	if delta == 0 && likes == 0 {
+		return
+	}
+	row := l.row(name)
+	total := counter.AddSaturating(row.total, delta)
+	if total-row.total != delta {
+		applied.Adjusted[name.key] = struct{}{}
+		applied.Clipped++
+	}
+	row.total, row.likes = total, row.likes+likes
+}
+
+func (l *Ledger) row(name ledgerRow) *ledgerTotal {
+	row := l.rows[name]
+	if row == nil {
+		row = &ledgerTotal{}
+		l.rows[name] = row
+	}
+	return row
+}
+
+// Likes implements shard.Ledger.
+func (l *Ledger) Likes(_ context.Context, pairs []counter.Pair) (shard.LedgerLikes, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	likes := shard.LedgerLikes{Watermarks: l.watermarkIDs()}
+	for _, pair := range pairs {
+		likes.States = append(likes.States, l.likes[pair])
+	}
+	return likes, nil
+}
+
+// watermarkIDs are the watermarks by shard number.
+func (l *Ledger) watermarkIDs() []int64 {
+	ids := make([]int64, len(l.watermarks))
+	for n, w := range l.watermarks {
+		ids[n] = w.ID
+	}
+	return ids
+}
+
+// Bases implements shard.Ledger.
 func (l *Ledger) Bases(_ context.Context, keys []string) (shard.LedgerBases, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	var bases shard.LedgerBases
-	for _, w := range l.watermarks {
-		bases.Watermarks = append(bases.Watermarks, w.ID)
-	}
+	bases := shard.LedgerBases{Watermarks: l.watermarkIDs()}
 	for _, key := range keys {
 		for n := range l.watermarks {
-			row := ledgerRow{key, n}
-			if total, ok := l.totals[row]; ok {
-				bases.Rows = append(bases.Rows, shard.LedgerRow{Key: key, Shard: n, Total: total, Spread: l.markers[row]})
+			if row, ok := l.rows[ledgerRow{key, n}]; ok {
+				bases.Rows = append(bases.Rows, shard.LedgerRow{
+					Key: key, Shard: n, Total: row.total, Likes: row.likes, Spread: row.spread,
+				})
 			}
 		}
 	}
@@ -93,9 +169,9 @@ func (l *Ledger) Markers(_ context.Context, n int) (map[string]int64, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	markers := map[string]int64{}
-	for row, marker := range l.markers {
-		if row.shard == n {
-			markers[row.key] = marker
+	for name, row := range l.rows {
+		if name.shard == n && row.spread != 0 {
+			markers[name.key] = row.spread
 		}
 	}
 	return markers, nil
@@ -106,8 +182,34 @@ func (l *Ledger) Totals() map[string]int64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	totals := map[string]int64{}
-	for row, total := range l.totals {
-		totals[row.key] += total
+	for name, row := range l.rows {
+		totals[name.key] += row.total
 	}
 	return totals
+}
+
+// LikeTotals are the parts of the totals that come from likes, by key.
+func (l *Ledger) LikeTotals() map[string]int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	totals := map[string]int64{}
+	for name, row := range l.rows {
+		if row.likes != 0 {
+			totals[name.key] += row.likes
+		}
+	}
+	return totals
+}
+
+// LikedPairs are the pairs that are liked.
+func (l *Ledger) LikedPairs() map[counter.Pair]bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	pairs := map[counter.Pair]bool{}
+	for pair, state := range l.likes {
+		if state.Liked {
+			pairs[pair] = true
+		}
+	}
+	return pairs
 }

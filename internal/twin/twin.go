@@ -57,21 +57,42 @@ type shardState struct {
 	bases       map[baseName]base
 	tokens      map[int64]string // by which windows were sealed
 	spread      map[string]int64
-	claims      map[string]*claims // by bucket
+	claims      map[string]*claims     // by bucket
+	members     map[string]*membership // by bucket
 }
 
 type window struct {
-	id      int64
-	deltas  map[string]int64
-	markers map[string]int64
+	id       int64
+	deltas   map[string]int64
+	likeSums map[string]int64 // the part of deltas that is supposed to come from likes
+	likes    map[counter.Pair]shard.PendingLike
+	markers  map[string]int64
+}
+
+func newWindow(id int64) *window {
+	return &window{
+		id: id, deltas: map[string]int64{}, likeSums: map[string]int64{}, likes: map[counter.Pair]shard.PendingLike{},
+		markers: map[string]int64{},
+	}
+}
+
+func (w *window) clone() *window {
+	return &window{
+		id: w.id, deltas: maps.Clone(w.deltas), likeSums: maps.Clone(w.likeSums), likes: maps.Clone(w.likes),
+		markers: maps.Clone(w.markers),
+	}
+}
+
+func (w *window) isEmpty() bool {
+	return len(w.deltas)+len(w.likeSums)+len(w.likes)+len(w.markers) == 0
 }
 
 // baseName names a base of a generation; those of other generations are there and never read.
 type baseName struct{ gen, key string }
 
 type base struct {
-	total   int64
-	expires int64
+	total, likes int64
+	expires      int64
 }
 
 // claims is a bucket of claims and the values kept with them.
@@ -83,6 +104,7 @@ type claims struct {
 func newShardState() *shardState {
 	return &shardState{
 		bases: map[baseName]base{}, tokens: map[int64]string{}, spread: map[string]int64{}, claims: map[string]*claims{},
+		members: map[string]*membership{},
 	}
 }
 
@@ -93,20 +115,24 @@ func (s *shardState) clone() *shardState {
 	for name, bucket := range s.claims {
 		c.claims[name] = &claims{forget: bucket.forget, values: maps.Clone(bucket.values)}
 	}
+	c.members = make(map[string]*membership, len(s.members))
+	for name, bucket := range s.members {
+		c.members[name] = &membership{forget: bucket.forget, states: maps.Clone(bucket.states)}
+	}
 	c.windows = make([]*window, len(s.windows))
 	for i, w := range s.windows {
-		c.windows[i] = &window{id: w.id, deltas: maps.Clone(w.deltas), markers: maps.Clone(w.markers)}
+		c.windows[i] = w.clone()
 	}
 	return &c
 }
 
 // base returns the cached base of a key.
-func (s *shardState) base(key string, now int64) (total int64, ok bool) {
-	b, ok := s.bases[baseName{s.gen, key}]
+func (s *shardState) base(key string, now int64) (b base, ok bool) {
+	b, ok = s.bases[baseName{s.gen, key}]
 	if !ok || now > b.expires {
-		return 0, false
+		return base{}, false
 	}
-	return b.total, true
+	return b, true
 }
 
 // find returns the position of a window, -1 if it is not there.
@@ -130,7 +156,7 @@ func (s *shardState) current(now, length int64) *window {
 
 // open adds a window for this moment.
 func (s *shardState) open(now int64) *window {
-	w := &window{id: max(now, s.sealed+1, s.fin+1), deltas: map[string]int64{}, markers: map[string]int64{}}
+	w := newWindow(max(now, s.sealed+1, s.fin+1))
 	if n := len(s.windows); n > 0 {
 		w.id = max(w.id, s.windows[n-1].id+1)
 	}
@@ -211,12 +237,15 @@ func (r *Redis) Read(_ context.Context, groups []shard.KeyGroup) ([]shard.ReadRe
 		s := r.shards[g.Shard]
 		replies[i] = shard.ReadReply{Micros: micros, Values: make([]shard.KeyValue, len(g.Keys))}
 		for k, key := range g.Keys {
-			total, cached := s.base(key, micros/1000)
-			sum := sumOf(total)
+			b, cached := s.base(key, micros/1000)
+			sum, likes := sumOf(b.total), sumOf(b.likes)
 			for _, w := range s.windows {
 				sum.add(w.deltas[key])
+				likes.add(w.likeSums[key])
 			}
-			replies[i].Values[k] = shard.KeyValue{Value: sum.saturated(), Cached: cached, Marker: s.spread[key]}
+			replies[i].Values[k] = shard.KeyValue{
+				Value: sum.saturated(), Likes: likes.saturated(), Cached: cached, Marker: s.spread[key],
+			}
 		}
 	}
 	return replies, nil
@@ -232,13 +261,16 @@ func (r *Redis) Load(_ context.Context, n int, watermark int64, bases []shard.Ba
 	}
 	for _, b := range bases {
 		if _, cached := s.base(b.Key, now); !cached {
-			sum := sumOf(b.Total)
+			sum, likes := sumOf(b.Total), sumOf(b.Likes)
 			for _, w := range s.windows {
 				if w.id <= watermark {
 					sum.subtract(w.deltas[b.Key])
+					likes.subtract(w.likeSums[b.Key])
 				}
 			}
-			s.bases[baseName{s.gen, b.Key}] = base{total: sum.saturated(), expires: now + b.TTL.Milliseconds()}
+			s.bases[baseName{s.gen, b.Key}] = base{
+				total: sum.saturated(), likes: likes.saturated(), expires: now + b.TTL.Milliseconds(),
+			}
 		}
 		if b.Marker != 0 {
 			s.mark(b.Key, b.Marker)
@@ -277,13 +309,21 @@ func (r *Redis) Spread(_ context.Context, n int, keys []string) ([]int64, error)
 }
 
 // Claimed implements shard.Scripts.
-func (r *Redis) Claimed(_ context.Context, n int, id string, now int64) (value string, known bool, err error) {
+func (r *Redis) Claimed(_ context.Context, n int, id counter.RequestID, now int64) (value string, known bool, err error) {
 	_, unlock := r.lock()
 	defer unlock()
-	number := now / r.opaqueBucket()
-	for b := number - 2; b <= number+1; b++ {
-		if bucket := r.shards[n].claims[opaqueName(b)]; bucket != nil {
-			if value, known = bucket.values[id]; known {
+	var names []string
+	if made, timed := id.Time(); timed {
+		names = append(names, timedName(made-made%claimBucket))
+	} else {
+		number := now / r.opaqueBucket()
+		for b := number - 2; b <= number+1; b++ {
+			names = append(names, opaqueName(b))
+		}
+	}
+	for _, name := range names {
+		if bucket := r.shards[n].claims[name]; bucket != nil {
+			if value, known = bucket.values[id.Bytes()]; known {
 				return value, true, nil
 			}
 		}

@@ -31,6 +31,8 @@ type write struct {
 	repeated bool
 	// inNewWindow says, by position in the batch, that a shard's window cannot take its part.
 	inNewWindow []bool
+	// likes are the decisions on each shard's likes, by position in the batch.
+	likes []*likeDecisions
 }
 
 func (w *write) state(i int) *shardState { return w.r.shards[w.batch.Shards[i].Shard] }
@@ -40,7 +42,9 @@ func (w *write) batchBucket() string { return fmt.Sprintf("batch:%d", w.batch.Ma
 // decide settles what becomes of the batch and changes nothing.
 func (w *write) decide() {
 	if bucket := w.state(0).claims[w.batchBucket()]; bucket != nil {
-		if _, w.repeated = bucket.values[w.batch.ID]; w.repeated {
+		var likes string
+		if likes, w.repeated = bucket.values[w.batch.ID]; w.repeated {
+			w.reply.Likes = []shard.LikeResult(likes)
 			return
 		}
 	}
@@ -62,9 +66,10 @@ func (w *write) decide() {
 			if k < len(part.Markers) {
 				known = part.Markers[k]
 			}
-			if marker := w.state(i).spread[e.Key]; marker != known {
-				w.reply.Moved = append(w.reply.Moved, shard.MovedEntry{EntryRef: shard.EntryRef{Shard: i, Entry: k}, Marker: marker})
-			}
+			w.checkMarker(i, k, e.Key, known)
+		}
+		for k, like := range part.Likes {
+			w.checkMarker(i, len(part.Entries)+k, like.Key, like.Marker)
 		}
 		for g := range part.Claims {
 			w.checkClaims(i, g)
@@ -72,26 +77,51 @@ func (w *write) decide() {
 	}
 	if len(w.reply.Known)+len(w.reply.Moved)+len(w.reply.Aged)+len(w.reply.Overflowing) > 0 {
 		w.reply.Status = shard.WriteRefused
+		return
+	}
+	for i := range w.batch.Shards {
+		d := w.decideLikes(i)
+		w.likes = append(w.likes, d)
+		w.reply.Likes = append(w.reply.Likes, d.results...)
+	}
+}
+
+// checkMarker notes an entry or like whose sender knows another marker of its key.
+func (w *write) checkMarker(i, position int, key string, known int64) {
+	if marker := w.state(i).spread[key]; marker != known {
+		ref := shard.EntryRef{Shard: i, Entry: position}
+		w.reply.Moved = append(w.reply.Moved, shard.MovedEntry{EntryRef: ref, Marker: marker})
 	}
 }
 
 // checkEntry notes an entry that would carry the total over the edge, or the delta that its window holds.
 func (w *write) checkEntry(i, k int, e counter.Entry) {
-	s := w.state(i)
-	total, _ := s.base(e.Key, w.now)
-	sum := sumOf(total, e.Delta)
-	for _, window := range s.windows {
-		sum.add(window.deltas[e.Key])
-	}
-	if !sum.fits() {
+	if !w.totalWith(i, e.Key, e.Delta).fits() {
 		w.reply.Overflowing = append(w.reply.Overflowing, shard.EntryRef{Shard: i, Entry: k})
-		return
+	} else if !w.pendingWith(i, e.Key, e.Delta).fits() {
+		w.inNewWindow[i] = true
 	}
-	if window := s.current(w.now, w.r.cfg.Window.Milliseconds()); window != nil {
-		if _, fits := counter.Add(window.deltas[e.Key], e.Delta); !fits {
-			w.inNewWindow[i] = true
-		}
+}
+
+// totalWith is what a shard would hold of a key with the deltas.
+func (w *write) totalWith(i int, key string, deltas ...int64) *sum {
+	s := w.state(i)
+	b, _ := s.base(key, w.now)
+	sum := sumOf(deltas...)
+	sum.add(b.total)
+	for _, window := range s.windows {
+		sum.add(window.deltas[key])
 	}
+	return sum
+}
+
+// pendingWith is what a shard's current window would hold of a key with the deltas.
+func (w *write) pendingWith(i int, key string, deltas ...int64) *sum {
+	sum := sumOf(deltas...)
+	if window := w.state(i).current(w.now, w.r.cfg.Window.Milliseconds()); window != nil {
+		sum.add(window.deltas[key])
+	}
+	return sum
 }
 
 // checkClaims notes what is known of a group's claims, and whether its times are out of range.
@@ -122,12 +152,14 @@ func (w *write) checkClaims(i, g int) {
 
 func opaqueName(number int64) string { return fmt.Sprintf("any:%d", number) }
 
+func timedName(bucket int64) string { return fmt.Sprintf("id:%d", bucket) }
+
 // bucket returns the bucket that a group's claims are kept in, and when it may be forgotten.
 func (w *write) bucket(g *shard.ClaimGroup) (name string, forget int64) {
 	dedupe := w.r.cfg.Dedupe.Milliseconds()
 	switch g.Kind {
 	case shard.ClaimTimed:
-		return fmt.Sprintf("id:%d", g.Bucket), g.Bucket + claimBucket + dedupe + margin
+		return timedName(g.Bucket), g.Bucket + claimBucket + dedupe + margin
 	case shard.ClaimOpaque:
 		opaque := w.r.opaqueBucket()
 		number := w.now / opaque
@@ -153,31 +185,37 @@ func (w *write) lookUp(i, g int, name string) {
 // apply makes all changes of the batch and leaves its claims.
 func (w *write) apply() {
 	batchForget := (w.batch.Made/claimBucket+1)*claimBucket + batchLifetime + margin
-	w.state(0).claim(w.batchBucket(), batchForget, []string{w.batch.ID}, []string{""})
+	w.state(0).claim(w.batchBucket(), batchForget, w.batch.ID, string(w.reply.Likes))
 	for i := range w.batch.Shards {
-		s, part := w.state(i), &w.batch.Shards[i]
-		window := s.current(w.now, w.r.cfg.Window.Milliseconds())
-		if window == nil || w.inNewWindow[i] {
-			window = s.open(w.now)
-		}
-		for _, e := range part.Entries {
-			window.deltas[e.Key] += e.Delta
+		s, part, likes := w.state(i), &w.batch.Shards[i], w.likes[i]
+		if len(part.Entries)+len(likes.states) > 0 {
+			window := s.current(w.now, w.r.cfg.Window.Milliseconds())
+			if window == nil || w.inNewWindow[i] {
+				window = s.open(w.now)
+			}
+			for _, e := range part.Entries {
+				window.deltas[e.Key] += e.Delta
+			}
+			likes.apply(s, window, w.now, w.r.cfg.Window.Milliseconds())
 		}
 		for g := range part.Claims {
 			name, forget := w.bucket(&part.Claims[g])
-			s.claim(name, forget, part.Claims[g].Fields, part.Claims[g].Values)
+			for f, field := range part.Claims[g].Fields {
+				if value, done := likes.claimValue(part, g, f); done {
+					s.claim(name, forget, field, value)
+				}
+			}
 		}
 	}
 }
 
-func (s *shardState) claim(name string, forget int64, fields, values []string) {
+// claim keeps a claim in a bucket.
+func (s *shardState) claim(name string, forget int64, field, value string) {
 	bucket := s.claims[name]
 	if bucket == nil {
-		bucket = &claims{values: make(map[string]string, len(fields))}
+		bucket = &claims{values: map[string]string{}}
 		s.claims[name] = bucket
 	}
 	bucket.forget = forget
-	for i, field := range fields {
-		bucket.values[field] = values[i]
-	}
+	bucket.values[field] = value
 }

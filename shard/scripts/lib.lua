@@ -2,20 +2,25 @@
 -- differ only in the last word. Times are Unix milliseconds; answers that a caller passes on have microseconds.
 --
 -- meta      hash: sealed, fin (window ids), gen (generation of the bases), lost (when a rollback was last
---           noticed), restore, hot, big (flags, see where they are set)
+--           noticed), restore, hot, likes, big (flags, see where they are set)
 -- windows   list of window ids, ascending
--- w:<id>    hash: key -> pending delta, "\1"key -> spread marker set in this window
--- base:<gen>:<key>  what the ledger holds of the key for this shard
+-- w:<id>    hash: key -> pending delta, "\1"key -> spread marker set in this window, "\2"key"\0"actor -> state that
+--           the actor's like was set to, "\3"key -> the part of the delta that is supposed to come from likes
+-- base:<gen>:<key>  what the ledger holds of the key for this shard: the total, and a colon and the part of it
+--                   that comes from likes if there is one
 -- spread    hash: key -> spread marker
 -- tokens    hash: window id -> the token by which it was sealed
--- claims    sorted set: name of a claim bucket -> when it may be forgotten
+-- claims    sorted set: name of a claim or membership bucket -> when it may be forgotten
 -- id:<t>, any:<t>, once:<period>:<t>, batch:<t>  claim buckets
+-- likes:<lost>:<hour>  membership bucket: hash: "\2"key"\0"actor -> state that the actor's like was last set to in
+--                      that hour; see like.lua
 
-local MARKER = '\1'
+local MARKER, LIKE_SUM = '\1', '\3'
 -- Up to here Lua's numbers are exact. While every base and every pending delta of a shard is below it, and
 -- there are fewer windows than BIG_WINDOWS, no sum of them can leave int64.
 local BIG = 9007199254740992
 local BIG_WINDOWS = 1000
+local CHUNK = 2000 -- pairs per call, well below what Lua can unpack
 
 local function microseconds()
   local time = redis.call('TIME')
@@ -39,3 +44,15 @@ end
 
 -- next_window is a window after the given one, which is left as it is.
 local function next_window(now, window) return math.max(now, window + 1) end
+
+-- split_base returns the total of a base, and the part of it that comes from likes.
+local function split_base(base)
+  local colon = string.find(base, ':', 1, true)
+  if not colon then return base, '0' end
+  return string.sub(base, 1, colon - 1), string.sub(base, colon + 1)
+end
+
+local function join_base(total, likes)
+  if likes == '0' then return total end
+  return total .. ':' .. likes
+end

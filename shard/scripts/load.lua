@@ -1,29 +1,20 @@
 -- Rule 8: cache bases that were read from the ledger together with its watermark. The totals hold what
 -- the ledger applied of windows up to the watermark: what still sits in those is taken away again.
 --
--- KEYS: the meta key.  ARGV: watermark, then per key: key, total, time to live, marker.
+-- KEYS: the meta key.  ARGV: watermark, then per key: key, total, likes, time to live, marker.
 -- Returns 0 and changes nothing if a window above the watermark is being moved into the bases.
 local prefix = prefix_of(KEYS[1])
 local meta = redis.call('HMGET', KEYS[1], 'fin', 'gen', 'big', 'hot')
 local watermark, big, hot = tonumber(ARGV[1]), meta[3], meta[4]
 if tonumber(meta[1] or 0) > watermark then return 0 end
-local applied = {}
-for _, window in ipairs(redis.call('LRANGE', prefix .. 'windows', 0, -1)) do
-  if tonumber(window) > watermark then break end
-  applied[#applied + 1] = window
-end
-for i = 2, #ARGV, 4 do
-  local key, total, ttl, marker = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
+local applied = applied_windows(prefix, watermark)
+for i = 2, #ARGV, 5 do
+  local key, marker = ARGV[i], ARGV[i + 4]
   local base_key = prefix .. 'base:' .. (meta[2] or '0') .. ':' .. key
   if redis.call('EXISTS', base_key) == 0 then
-    local high, low = add(0, 0, total, 1)
-    for w = 1, #applied do
-      local pending = redis.call('HGET', prefix .. 'w:' .. applied[w], key)
-      if pending then high, low = add(high, low, pending, -1) end
-    end
-    total = saturated(high, low)
-    redis.call('SET', base_key, total, 'PX', ttl)
-    if not big and is_big(tonumber(total)) then
+    local base = base_of(prefix, applied, key, ARGV[i + 1], ARGV[i + 2])
+    redis.call('SET', base_key, base, 'PX', ARGV[i + 3])
+    if not big and is_big(tonumber((split_base(base)))) then
       redis.call('HSET', KEYS[1], 'big', '1')
       big = true
     end

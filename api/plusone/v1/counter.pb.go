@@ -699,6 +699,450 @@ func (x *BatchGetResponse) GetCounts() []*Count {
 	return nil
 }
 
+// LikeRequest makes an actor like a key.
+type LikeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// key of the counter that the like counts for.
+	Key string `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	// actor who likes: 1 to 128 bytes of the key's alphabet.
+	Actor string `protobuf:"bytes,2,opt,name=actor,proto3" json:"actor,omitempty"`
+	// request_id as in IncrementRequest. A like is a state, so that repeating the call at once is safe without it;
+	// with it, a repetition that comes late changes nothing either, whatever the actor has done meanwhile.
+	RequestId     string `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LikeRequest) Reset() {
+	*x = LikeRequest{}
+	mi := &file_plusone_v1_counter_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LikeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LikeRequest) ProtoMessage() {}
+
+func (x *LikeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_plusone_v1_counter_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LikeRequest.ProtoReflect.Descriptor instead.
+func (*LikeRequest) Descriptor() ([]byte, []int) {
+	return file_plusone_v1_counter_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *LikeRequest) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *LikeRequest) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+func (x *LikeRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+// LikeResponse answers a Like.
+type LikeResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// changed is true if this call, or the earlier one that it repeats under its request_id, made the actor like the
+	// key, and false if the actor liked it already.
+	Changed bool `protobuf:"varint,1,opt,name=changed,proto3" json:"changed,omitempty"`
+	// count of the key, this like included. Absent if it cannot be told now (the ledger cannot be reached); the like is
+	// counted all the same.
+	Count *int64 `protobuf:"varint,2,opt,name=count,proto3,oneof" json:"count,omitempty"`
+	// as_of is a moment by the store's clock from which every server's fresh read shows the like.
+	AsOf *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=as_of,json=asOf,proto3" json:"as_of,omitempty"`
+	// provisional is true if it is not known whether the actor liked the key before, because the ledger cannot be
+	// reached: changed and count suppose the opposite, and the next flush sets the count right.
+	Provisional   bool `protobuf:"varint,4,opt,name=provisional,proto3" json:"provisional,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LikeResponse) Reset() {
+	*x = LikeResponse{}
+	mi := &file_plusone_v1_counter_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LikeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LikeResponse) ProtoMessage() {}
+
+func (x *LikeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_plusone_v1_counter_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LikeResponse.ProtoReflect.Descriptor instead.
+func (*LikeResponse) Descriptor() ([]byte, []int) {
+	return file_plusone_v1_counter_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *LikeResponse) GetChanged() bool {
+	if x != nil {
+		return x.Changed
+	}
+	return false
+}
+
+func (x *LikeResponse) GetCount() int64 {
+	if x != nil && x.Count != nil {
+		return *x.Count
+	}
+	return 0
+}
+
+func (x *LikeResponse) GetAsOf() *timestamppb.Timestamp {
+	if x != nil {
+		return x.AsOf
+	}
+	return nil
+}
+
+func (x *LikeResponse) GetProvisional() bool {
+	if x != nil {
+		return x.Provisional
+	}
+	return false
+}
+
+// UnlikeRequest takes an actor's like of a key back.
+type UnlikeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// key as in LikeRequest.
+	Key string `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	// actor as in LikeRequest.
+	Actor string `protobuf:"bytes,2,opt,name=actor,proto3" json:"actor,omitempty"`
+	// request_id as in LikeRequest.
+	RequestId     string `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnlikeRequest) Reset() {
+	*x = UnlikeRequest{}
+	mi := &file_plusone_v1_counter_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnlikeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnlikeRequest) ProtoMessage() {}
+
+func (x *UnlikeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_plusone_v1_counter_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnlikeRequest.ProtoReflect.Descriptor instead.
+func (*UnlikeRequest) Descriptor() ([]byte, []int) {
+	return file_plusone_v1_counter_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *UnlikeRequest) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *UnlikeRequest) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+func (x *UnlikeRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+// UnlikeResponse answers an Unlike.
+type UnlikeResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// changed is true if this call, or the earlier one that it repeats under its request_id, took the like back, and
+	// false if the actor did not like the key.
+	Changed bool `protobuf:"varint,1,opt,name=changed,proto3" json:"changed,omitempty"`
+	// count as in LikeResponse, without the like.
+	Count *int64 `protobuf:"varint,2,opt,name=count,proto3,oneof" json:"count,omitempty"`
+	// as_of as in LikeResponse.
+	AsOf *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=as_of,json=asOf,proto3" json:"as_of,omitempty"`
+	// provisional as in LikeResponse.
+	Provisional   bool `protobuf:"varint,4,opt,name=provisional,proto3" json:"provisional,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnlikeResponse) Reset() {
+	*x = UnlikeResponse{}
+	mi := &file_plusone_v1_counter_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnlikeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnlikeResponse) ProtoMessage() {}
+
+func (x *UnlikeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_plusone_v1_counter_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnlikeResponse.ProtoReflect.Descriptor instead.
+func (*UnlikeResponse) Descriptor() ([]byte, []int) {
+	return file_plusone_v1_counter_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *UnlikeResponse) GetChanged() bool {
+	if x != nil {
+		return x.Changed
+	}
+	return false
+}
+
+func (x *UnlikeResponse) GetCount() int64 {
+	if x != nil && x.Count != nil {
+		return *x.Count
+	}
+	return 0
+}
+
+func (x *UnlikeResponse) GetAsOf() *timestamppb.Timestamp {
+	if x != nil {
+		return x.AsOf
+	}
+	return nil
+}
+
+func (x *UnlikeResponse) GetProvisional() bool {
+	if x != nil {
+		return x.Provisional
+	}
+	return false
+}
+
+// BatchGetLikesRequest asks which keys an actor likes.
+type BatchGetLikesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// actor asked about.
+	Actor string `protobuf:"bytes,1,opt,name=actor,proto3" json:"actor,omitempty"`
+	// keys asked about, 1 to 1,000.
+	Keys          []string `protobuf:"bytes,2,rep,name=keys,proto3" json:"keys,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BatchGetLikesRequest) Reset() {
+	*x = BatchGetLikesRequest{}
+	mi := &file_plusone_v1_counter_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BatchGetLikesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BatchGetLikesRequest) ProtoMessage() {}
+
+func (x *BatchGetLikesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_plusone_v1_counter_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BatchGetLikesRequest.ProtoReflect.Descriptor instead.
+func (*BatchGetLikesRequest) Descriptor() ([]byte, []int) {
+	return file_plusone_v1_counter_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *BatchGetLikesRequest) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+func (x *BatchGetLikesRequest) GetKeys() []string {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+// BatchGetLikesResponse answers a BatchGetLikes.
+type BatchGetLikesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// likes in the order of the keys asked for.
+	Likes         []*LikeState `protobuf:"bytes,1,rep,name=likes,proto3" json:"likes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BatchGetLikesResponse) Reset() {
+	*x = BatchGetLikesResponse{}
+	mi := &file_plusone_v1_counter_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BatchGetLikesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BatchGetLikesResponse) ProtoMessage() {}
+
+func (x *BatchGetLikesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_plusone_v1_counter_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BatchGetLikesResponse.ProtoReflect.Descriptor instead.
+func (*BatchGetLikesResponse) Descriptor() ([]byte, []int) {
+	return file_plusone_v1_counter_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *BatchGetLikesResponse) GetLikes() []*LikeState {
+	if x != nil {
+		return x.Likes
+	}
+	return nil
+}
+
+// LikeState is whether an actor likes a key.
+type LikeState struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// key asked for.
+	Key string `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	// liked is true if the actor likes the key.
+	Liked bool `protobuf:"varint,2,opt,name=liked,proto3" json:"liked,omitempty"`
+	// liked_at is since when, by the store's clock; absent if the actor does not like the key.
+	LikedAt       *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=liked_at,json=likedAt,proto3" json:"liked_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LikeState) Reset() {
+	*x = LikeState{}
+	mi := &file_plusone_v1_counter_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LikeState) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LikeState) ProtoMessage() {}
+
+func (x *LikeState) ProtoReflect() protoreflect.Message {
+	mi := &file_plusone_v1_counter_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LikeState.ProtoReflect.Descriptor instead.
+func (*LikeState) Descriptor() ([]byte, []int) {
+	return file_plusone_v1_counter_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *LikeState) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *LikeState) GetLiked() bool {
+	if x != nil {
+		return x.Liked
+	}
+	return false
+}
+
+func (x *LikeState) GetLikedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LikedAt
+	}
+	return nil
+}
+
 var File_plusone_v1_counter_proto protoreflect.FileDescriptor
 
 const file_plusone_v1_counter_proto_rawDesc = "" +
@@ -745,17 +1189,51 @@ const file_plusone_v1_counter_proto_rawDesc = "" +
 	"\amax_age\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x06maxAge\x126\n" +
 	"\tmin_as_of\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\aminAsOf\"=\n" +
 	"\x10BatchGetResponse\x12)\n" +
-	"\x06counts\x18\x01 \x03(\v2\x11.plusone.v1.CountR\x06counts*k\n" +
+	"\x06counts\x18\x01 \x03(\v2\x11.plusone.v1.CountR\x06counts\"T\n" +
+	"\vLikeRequest\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05actor\x18\x02 \x01(\tR\x05actor\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x03 \x01(\tR\trequestId\"\xa0\x01\n" +
+	"\fLikeResponse\x12\x18\n" +
+	"\achanged\x18\x01 \x01(\bR\achanged\x12\x19\n" +
+	"\x05count\x18\x02 \x01(\x03H\x00R\x05count\x88\x01\x01\x12/\n" +
+	"\x05as_of\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x04asOf\x12 \n" +
+	"\vprovisional\x18\x04 \x01(\bR\vprovisionalB\b\n" +
+	"\x06_count\"V\n" +
+	"\rUnlikeRequest\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05actor\x18\x02 \x01(\tR\x05actor\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x03 \x01(\tR\trequestId\"\xa2\x01\n" +
+	"\x0eUnlikeResponse\x12\x18\n" +
+	"\achanged\x18\x01 \x01(\bR\achanged\x12\x19\n" +
+	"\x05count\x18\x02 \x01(\x03H\x00R\x05count\x88\x01\x01\x12/\n" +
+	"\x05as_of\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x04asOf\x12 \n" +
+	"\vprovisional\x18\x04 \x01(\bR\vprovisionalB\b\n" +
+	"\x06_count\"@\n" +
+	"\x14BatchGetLikesRequest\x12\x14\n" +
+	"\x05actor\x18\x01 \x01(\tR\x05actor\x12\x12\n" +
+	"\x04keys\x18\x02 \x03(\tR\x04keys\"D\n" +
+	"\x15BatchGetLikesResponse\x12+\n" +
+	"\x05likes\x18\x01 \x03(\v2\x15.plusone.v1.LikeStateR\x05likes\"j\n" +
+	"\tLikeState\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05liked\x18\x02 \x01(\bR\x05liked\x125\n" +
+	"\bliked_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\alikedAt*k\n" +
 	"\aOutcome\x12\x17\n" +
 	"\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fOUTCOME_APPLIED\x10\x01\x12\x15\n" +
 	"\x11OUTCOME_DUPLICATE\x10\x02\x12\x1b\n" +
-	"\x17OUTCOME_ALREADY_COUNTED\x10\x032\xb2\x02\n" +
+	"\x17OUTCOME_ALREADY_COUNTED\x10\x032\x84\x04\n" +
 	"\x0eCounterService\x12H\n" +
 	"\tIncrement\x12\x1c.plusone.v1.IncrementRequest\x1a\x1d.plusone.v1.IncrementResponse\x12W\n" +
 	"\x0eBatchIncrement\x12!.plusone.v1.BatchIncrementRequest\x1a\".plusone.v1.BatchIncrementResponse\x126\n" +
 	"\x03Get\x12\x16.plusone.v1.GetRequest\x1a\x17.plusone.v1.GetResponse\x12E\n" +
-	"\bBatchGet\x12\x1b.plusone.v1.BatchGetRequest\x1a\x1c.plusone.v1.BatchGetResponseB9Z7github.com/plusone-dev/plusone/api/plusone/v1;plusonev1b\x06proto3"
+	"\bBatchGet\x12\x1b.plusone.v1.BatchGetRequest\x1a\x1c.plusone.v1.BatchGetResponse\x129\n" +
+	"\x04Like\x12\x17.plusone.v1.LikeRequest\x1a\x18.plusone.v1.LikeResponse\x12?\n" +
+	"\x06Unlike\x12\x19.plusone.v1.UnlikeRequest\x1a\x1a.plusone.v1.UnlikeResponse\x12T\n" +
+	"\rBatchGetLikes\x12 .plusone.v1.BatchGetLikesRequest\x1a!.plusone.v1.BatchGetLikesResponseB9Z7github.com/plusone-dev/plusone/api/plusone/v1;plusonev1b\x06proto3"
 
 var (
 	file_plusone_v1_counter_proto_rawDescOnce sync.Once
@@ -770,7 +1248,7 @@ func file_plusone_v1_counter_proto_rawDescGZIP() []byte {
 }
 
 var file_plusone_v1_counter_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_plusone_v1_counter_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_plusone_v1_counter_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_plusone_v1_counter_proto_goTypes = []any{
 	(Outcome)(0),                   // 0: plusone.v1.Outcome
 	(*IncrementRequest)(nil),       // 1: plusone.v1.IncrementRequest
@@ -783,36 +1261,53 @@ var file_plusone_v1_counter_proto_goTypes = []any{
 	(*GetResponse)(nil),            // 8: plusone.v1.GetResponse
 	(*BatchGetRequest)(nil),        // 9: plusone.v1.BatchGetRequest
 	(*BatchGetResponse)(nil),       // 10: plusone.v1.BatchGetResponse
-	(*durationpb.Duration)(nil),    // 11: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),  // 12: google.protobuf.Timestamp
+	(*LikeRequest)(nil),            // 11: plusone.v1.LikeRequest
+	(*LikeResponse)(nil),           // 12: plusone.v1.LikeResponse
+	(*UnlikeRequest)(nil),          // 13: plusone.v1.UnlikeRequest
+	(*UnlikeResponse)(nil),         // 14: plusone.v1.UnlikeResponse
+	(*BatchGetLikesRequest)(nil),   // 15: plusone.v1.BatchGetLikesRequest
+	(*BatchGetLikesResponse)(nil),  // 16: plusone.v1.BatchGetLikesResponse
+	(*LikeState)(nil),              // 17: plusone.v1.LikeState
+	(*durationpb.Duration)(nil),    // 18: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),  // 19: google.protobuf.Timestamp
 }
 var file_plusone_v1_counter_proto_depIdxs = []int32{
-	11, // 0: plusone.v1.IncrementRequest.once_per:type_name -> google.protobuf.Duration
+	18, // 0: plusone.v1.IncrementRequest.once_per:type_name -> google.protobuf.Duration
 	0,  // 1: plusone.v1.IncrementResponse.outcome:type_name -> plusone.v1.Outcome
-	12, // 2: plusone.v1.IncrementResponse.as_of:type_name -> google.protobuf.Timestamp
+	19, // 2: plusone.v1.IncrementResponse.as_of:type_name -> google.protobuf.Timestamp
 	3,  // 3: plusone.v1.BatchIncrementRequest.entries:type_name -> plusone.v1.BatchEntry
 	0,  // 4: plusone.v1.BatchIncrementResponse.outcome:type_name -> plusone.v1.Outcome
-	12, // 5: plusone.v1.BatchIncrementResponse.as_of:type_name -> google.protobuf.Timestamp
-	12, // 6: plusone.v1.Count.as_of:type_name -> google.protobuf.Timestamp
-	11, // 7: plusone.v1.GetRequest.max_age:type_name -> google.protobuf.Duration
-	12, // 8: plusone.v1.GetRequest.min_as_of:type_name -> google.protobuf.Timestamp
+	19, // 5: plusone.v1.BatchIncrementResponse.as_of:type_name -> google.protobuf.Timestamp
+	19, // 6: plusone.v1.Count.as_of:type_name -> google.protobuf.Timestamp
+	18, // 7: plusone.v1.GetRequest.max_age:type_name -> google.protobuf.Duration
+	19, // 8: plusone.v1.GetRequest.min_as_of:type_name -> google.protobuf.Timestamp
 	6,  // 9: plusone.v1.GetResponse.count:type_name -> plusone.v1.Count
-	11, // 10: plusone.v1.BatchGetRequest.max_age:type_name -> google.protobuf.Duration
-	12, // 11: plusone.v1.BatchGetRequest.min_as_of:type_name -> google.protobuf.Timestamp
+	18, // 10: plusone.v1.BatchGetRequest.max_age:type_name -> google.protobuf.Duration
+	19, // 11: plusone.v1.BatchGetRequest.min_as_of:type_name -> google.protobuf.Timestamp
 	6,  // 12: plusone.v1.BatchGetResponse.counts:type_name -> plusone.v1.Count
-	1,  // 13: plusone.v1.CounterService.Increment:input_type -> plusone.v1.IncrementRequest
-	4,  // 14: plusone.v1.CounterService.BatchIncrement:input_type -> plusone.v1.BatchIncrementRequest
-	7,  // 15: plusone.v1.CounterService.Get:input_type -> plusone.v1.GetRequest
-	9,  // 16: plusone.v1.CounterService.BatchGet:input_type -> plusone.v1.BatchGetRequest
-	2,  // 17: plusone.v1.CounterService.Increment:output_type -> plusone.v1.IncrementResponse
-	5,  // 18: plusone.v1.CounterService.BatchIncrement:output_type -> plusone.v1.BatchIncrementResponse
-	8,  // 19: plusone.v1.CounterService.Get:output_type -> plusone.v1.GetResponse
-	10, // 20: plusone.v1.CounterService.BatchGet:output_type -> plusone.v1.BatchGetResponse
-	17, // [17:21] is the sub-list for method output_type
-	13, // [13:17] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	19, // 13: plusone.v1.LikeResponse.as_of:type_name -> google.protobuf.Timestamp
+	19, // 14: plusone.v1.UnlikeResponse.as_of:type_name -> google.protobuf.Timestamp
+	17, // 15: plusone.v1.BatchGetLikesResponse.likes:type_name -> plusone.v1.LikeState
+	19, // 16: plusone.v1.LikeState.liked_at:type_name -> google.protobuf.Timestamp
+	1,  // 17: plusone.v1.CounterService.Increment:input_type -> plusone.v1.IncrementRequest
+	4,  // 18: plusone.v1.CounterService.BatchIncrement:input_type -> plusone.v1.BatchIncrementRequest
+	7,  // 19: plusone.v1.CounterService.Get:input_type -> plusone.v1.GetRequest
+	9,  // 20: plusone.v1.CounterService.BatchGet:input_type -> plusone.v1.BatchGetRequest
+	11, // 21: plusone.v1.CounterService.Like:input_type -> plusone.v1.LikeRequest
+	13, // 22: plusone.v1.CounterService.Unlike:input_type -> plusone.v1.UnlikeRequest
+	15, // 23: plusone.v1.CounterService.BatchGetLikes:input_type -> plusone.v1.BatchGetLikesRequest
+	2,  // 24: plusone.v1.CounterService.Increment:output_type -> plusone.v1.IncrementResponse
+	5,  // 25: plusone.v1.CounterService.BatchIncrement:output_type -> plusone.v1.BatchIncrementResponse
+	8,  // 26: plusone.v1.CounterService.Get:output_type -> plusone.v1.GetResponse
+	10, // 27: plusone.v1.CounterService.BatchGet:output_type -> plusone.v1.BatchGetResponse
+	12, // 28: plusone.v1.CounterService.Like:output_type -> plusone.v1.LikeResponse
+	14, // 29: plusone.v1.CounterService.Unlike:output_type -> plusone.v1.UnlikeResponse
+	16, // 30: plusone.v1.CounterService.BatchGetLikes:output_type -> plusone.v1.BatchGetLikesResponse
+	24, // [24:31] is the sub-list for method output_type
+	17, // [17:24] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_plusone_v1_counter_proto_init() }
@@ -821,13 +1316,15 @@ func file_plusone_v1_counter_proto_init() {
 		return
 	}
 	file_plusone_v1_counter_proto_msgTypes[0].OneofWrappers = []any{}
+	file_plusone_v1_counter_proto_msgTypes[11].OneofWrappers = []any{}
+	file_plusone_v1_counter_proto_msgTypes[13].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_plusone_v1_counter_proto_rawDesc), len(file_plusone_v1_counter_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   10,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

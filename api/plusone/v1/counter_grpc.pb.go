@@ -26,6 +26,9 @@ const (
 	CounterService_BatchIncrement_FullMethodName = "/plusone.v1.CounterService/BatchIncrement"
 	CounterService_Get_FullMethodName            = "/plusone.v1.CounterService/Get"
 	CounterService_BatchGet_FullMethodName       = "/plusone.v1.CounterService/BatchGet"
+	CounterService_Like_FullMethodName           = "/plusone.v1.CounterService/Like"
+	CounterService_Unlike_FullMethodName         = "/plusone.v1.CounterService/Unlike"
+	CounterService_BatchGetLikes_FullMethodName  = "/plusone.v1.CounterService/BatchGetLikes"
 )
 
 // CounterServiceClient is the client API for CounterService service.
@@ -53,6 +56,12 @@ type CounterServiceClient interface {
 	Get(ctx context.Context, in *GetRequest, opts ...grpc.CallOption) (*GetResponse, error)
 	// BatchGet reads up to 1,000 counters.
 	BatchGet(ctx context.Context, in *BatchGetRequest, opts ...grpc.CallOption) (*BatchGetResponse, error)
+	// Like makes an actor like a key: one like per key and actor, ever. To repeat it changes nothing.
+	Like(ctx context.Context, in *LikeRequest, opts ...grpc.CallOption) (*LikeResponse, error)
+	// Unlike takes an actor's like of a key back. To repeat it, or to unlike what was never liked, changes nothing.
+	Unlike(ctx context.Context, in *UnlikeRequest, opts ...grpc.CallOption) (*UnlikeResponse, error)
+	// BatchGetLikes tells which of up to 1,000 keys an actor likes, as of now.
+	BatchGetLikes(ctx context.Context, in *BatchGetLikesRequest, opts ...grpc.CallOption) (*BatchGetLikesResponse, error)
 }
 
 type counterServiceClient struct {
@@ -103,6 +112,36 @@ func (c *counterServiceClient) BatchGet(ctx context.Context, in *BatchGetRequest
 	return out, nil
 }
 
+func (c *counterServiceClient) Like(ctx context.Context, in *LikeRequest, opts ...grpc.CallOption) (*LikeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(LikeResponse)
+	err := c.cc.Invoke(ctx, CounterService_Like_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *counterServiceClient) Unlike(ctx context.Context, in *UnlikeRequest, opts ...grpc.CallOption) (*UnlikeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(UnlikeResponse)
+	err := c.cc.Invoke(ctx, CounterService_Unlike_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *counterServiceClient) BatchGetLikes(ctx context.Context, in *BatchGetLikesRequest, opts ...grpc.CallOption) (*BatchGetLikesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(BatchGetLikesResponse)
+	err := c.cc.Invoke(ctx, CounterService_BatchGetLikes_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // CounterServiceServer is the server API for CounterService service.
 // All implementations must embed UnimplementedCounterServiceServer
 // for forward compatibility.
@@ -128,6 +167,12 @@ type CounterServiceServer interface {
 	Get(context.Context, *GetRequest) (*GetResponse, error)
 	// BatchGet reads up to 1,000 counters.
 	BatchGet(context.Context, *BatchGetRequest) (*BatchGetResponse, error)
+	// Like makes an actor like a key: one like per key and actor, ever. To repeat it changes nothing.
+	Like(context.Context, *LikeRequest) (*LikeResponse, error)
+	// Unlike takes an actor's like of a key back. To repeat it, or to unlike what was never liked, changes nothing.
+	Unlike(context.Context, *UnlikeRequest) (*UnlikeResponse, error)
+	// BatchGetLikes tells which of up to 1,000 keys an actor likes, as of now.
+	BatchGetLikes(context.Context, *BatchGetLikesRequest) (*BatchGetLikesResponse, error)
 	mustEmbedUnimplementedCounterServiceServer()
 }
 
@@ -149,6 +194,15 @@ func (UnimplementedCounterServiceServer) Get(context.Context, *GetRequest) (*Get
 }
 func (UnimplementedCounterServiceServer) BatchGet(context.Context, *BatchGetRequest) (*BatchGetResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method BatchGet not implemented")
+}
+func (UnimplementedCounterServiceServer) Like(context.Context, *LikeRequest) (*LikeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Like not implemented")
+}
+func (UnimplementedCounterServiceServer) Unlike(context.Context, *UnlikeRequest) (*UnlikeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Unlike not implemented")
+}
+func (UnimplementedCounterServiceServer) BatchGetLikes(context.Context, *BatchGetLikesRequest) (*BatchGetLikesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method BatchGetLikes not implemented")
 }
 func (UnimplementedCounterServiceServer) mustEmbedUnimplementedCounterServiceServer() {}
 func (UnimplementedCounterServiceServer) testEmbeddedByValue()                        {}
@@ -243,6 +297,60 @@ func _CounterService_BatchGet_Handler(srv interface{}, ctx context.Context, dec 
 	return interceptor(ctx, in, info, handler)
 }
 
+func _CounterService_Like_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(LikeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(CounterServiceServer).Like(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: CounterService_Like_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(CounterServiceServer).Like(ctx, req.(*LikeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _CounterService_Unlike_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(UnlikeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(CounterServiceServer).Unlike(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: CounterService_Unlike_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(CounterServiceServer).Unlike(ctx, req.(*UnlikeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _CounterService_BatchGetLikes_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(BatchGetLikesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(CounterServiceServer).BatchGetLikes(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: CounterService_BatchGetLikes_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(CounterServiceServer).BatchGetLikes(ctx, req.(*BatchGetLikesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // CounterService_ServiceDesc is the grpc.ServiceDesc for CounterService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -265,6 +373,18 @@ var CounterService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "BatchGet",
 			Handler:    _CounterService_BatchGet_Handler,
+		},
+		{
+			MethodName: "Like",
+			Handler:    _CounterService_Like_Handler,
+		},
+		{
+			MethodName: "Unlike",
+			Handler:    _CounterService_Unlike_Handler,
+		},
+		{
+			MethodName: "BatchGetLikes",
+			Handler:    _CounterService_BatchGetLikes_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

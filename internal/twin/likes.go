@@ -1,0 +1,93 @@
+package twin
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/plusone-dev/plusone/internal/counter"
+	"github.com/plusone-dev/plusone/shard"
+)
+
+// memberBucket is the length of the buckets of membership, in ms.
+const memberBucket = 3_600_000
+
+// membership is a bucket of the states that pairs were set to in an hour.
+type membership struct {
+	forget int64
+	states map[counter.Pair]shard.PendingLike
+}
+
+// memberName names the bucket of an hour. What was noted before a rollback was noticed has another name.
+func (s *shardState) memberName(hour int64) string { return fmt.Sprintf("likes:%d:%d", s.lost, hour) }
+
+// like returns the state of a pair as the shard knows it, from membership or else from the newest window, and the
+// bucket that it was found in.
+func (s *shardState) like(pair counter.Pair, now, length int64) (like shard.PendingLike, in *membership, known bool) {
+	hour := now / memberBucket
+	hours := []int64{hour, hour - 1}
+	// Clocks agree within a window: a like may have been set by one that was ahead.
+	if ahead := (now + length) / memberBucket; ahead > hour {
+		hours = append(hours, hour+1)
+	}
+	for _, h := range hours {
+		if in = s.members[s.memberName(h)]; in != nil {
+			if like, known = in.states[pair]; known {
+				return like, in, true
+			}
+		}
+	}
+	for i := len(s.windows) - 1; i >= 0; i-- {
+		if like, known = s.windows[i].likes[pair]; known {
+			return like, nil, true
+		}
+	}
+	return shard.PendingLike{}, nil, false
+}
+
+// remember notes the state of a pair in the bucket of this hour, and no longer in the one that it was found in.
+func (s *shardState) remember(pair counter.Pair, like shard.PendingLike, now, length int64) {
+	if _, in, _ := s.like(pair, now, length); in != nil {
+		delete(in.states, pair)
+	}
+	hour := now / memberBucket
+	name := s.memberName(hour)
+	bucket := s.members[name]
+	if bucket == nil {
+		bucket = &membership{forget: (hour + 2) * memberBucket, states: map[counter.Pair]shard.PendingLike{}}
+		s.members[name] = bucket
+	}
+	bucket.states[pair] = like
+}
+
+// Likes implements shard.Scripts.
+func (r *Redis) Likes(_ context.Context, groups []shard.PairGroup) ([][]shard.PairValue, error) {
+	now, unlock := r.lock()
+	defer unlock()
+	values := make([][]shard.PairValue, len(groups))
+	for i, g := range groups {
+		if len(g.Pairs) > maxKeysPerRead {
+			return nil, fmt.Errorf("look-up of %d likes of a shard, at most %d", len(g.Pairs), maxKeysPerRead)
+		}
+		s := r.shards[g.Shard]
+		values[i] = make([]shard.PairValue, len(g.Pairs))
+		for k, pair := range g.Pairs {
+			like, _, known := s.like(pair, now, r.cfg.Window.Milliseconds())
+			values[i][k] = shard.PairValue{Known: known, PendingLike: like, Marker: s.spread[pair.Key]}
+		}
+	}
+	return values, nil
+}
+
+// EvictLikes deletes the membership of an hour (of Unix time) on all shards, as a full Redis may.
+func (r *Redis) EvictLikes(hour int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, s := range r.shards {
+		for name, bucket := range s.members {
+			if strings.HasSuffix(name, fmt.Sprint(":", hour)) {
+				clear(bucket.states)
+			}
+		}
+	}
+}
