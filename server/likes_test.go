@@ -180,7 +180,6 @@ func TestLikeCountIsFreshAndCached(t *testing.T) {
 			if resp.Count == nil || *resp.Count != i+1 {
 				t.Errorf("like %d: got %v", i, resp)
 			}
-			time.Sleep(time.Millisecond)
 			reads := len(store.readCalls())
 			wantCount(t, get(t, s, &plusonev1.GetRequest{Key: "k"}), i+1, false)
 			wantCount(t, get(t, s, &plusonev1.GetRequest{Key: "k", MinAsOf: resp.AsOf}), i+1, false)

@@ -35,7 +35,8 @@ func (r *scriptedReports) ListLiked(ctx context.Context, actor string, after cou
 	return r.list(ctx, likedByActor, func(l counter.Liked) bool { return l.Actor == actor }, after, limit)
 }
 
-func (r *scriptedReports) list(ctx context.Context, kind list, in func(counter.Liked) bool, after counter.LikeCursor, limit int) ([]counter.Liked, error) {
+func (r *scriptedReports) list(ctx context.Context, kind list, in func(counter.Liked) bool, after counter.LikeCursor, limit int,
+) ([]counter.Liked, error) {
 	if r.fail != nil {
 		return nil, r.fail(ctx)
 	}

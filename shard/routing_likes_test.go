@@ -24,7 +24,7 @@ import (
 // was changed since, and the key has the likes of those who like it (rules 9 and 10).
 func TestRoutingLikesModel(t *testing.T) {
 	t.Parallel()
-	for range 2 * *modelRuns {
+	for range *modelRuns {
 		seed := cmp.Or(*modelSeed, rand.Uint64())
 		w := newLikeRoutes(t, seed)
 		w.run()

@@ -40,16 +40,16 @@ var (
 	helpFlag = regexp.MustCompile(`(?m)^  (?:-h, )?(--[a-z-]+(?:=\S+)?)`)
 	docFlag  = regexp.MustCompile("`(--[a-z][a-z-]*)(=[^`]*)?`")
 	docEnv   = regexp.MustCompile(`PLUSONE_[A-Z_]+`)
-	docRow   = regexp.MustCompile("(?m)^\\| `(--[a-z-]+(?:=[^`]*)?)` \\| *([fm ]*?) *\\|")
+	docRow   = regexp.MustCompile("(?m)^\\| `(--[a-z-]+(?:=[^`]*)?)` \\| *([fma ]*?) *\\|")
 )
 
 // Every flag is in the table of settings, with its default and its commands, and no other one is anywhere.
 func TestDocumentedFlags(t *testing.T) {
 	t.Parallel()
-	commands := map[string]string{"": "serve", "f": "flush", "m": "migrate"}
+	commands := map[string]string{"": "serve", "f": "flush", "m": "migrate", "a": "audit"}
 	want, names := map[string]string{}, map[string]bool{}
 	help := map[string]string{}
-	for _, mark := range []string{"", "f", "m"} {
+	for _, mark := range []string{"", "f", "m", "a"} {
 		help[mark] = helpOf(t, commands[mark])
 		for _, match := range helpFlag.FindAllStringSubmatch(help[mark], -1) {
 			flag := strings.TrimSuffix(match[1], "=URL")

@@ -41,8 +41,8 @@ var likeModes = []struct {
 }{
 	{modes[0], 1, nil},
 	{modes[1], 2, nil},
-	{modes[2], 2, []string{"--hot-threshold=500"}},
-	{modes[3], 2, []string{"--hot-threshold=500"}},
+	{modes[2], 2, []string{"--hot-threshold=50"}},
+	{modes[3], 2, []string{"--hot-threshold=50"}},
 }
 
 // setLike likes or unlikes and returns what that adds to the number of likes.
@@ -108,6 +108,11 @@ func TestLikeRace(t *testing.T) {
 			close(ended)
 			reading.Wait()
 
+			if m.args != nil {
+				if _, body := servers[0].page("/metrics"); !strings.Contains(body, "\nplusone_shard_spread_keys 1\n") {
+					t.Error("the key was not spread")
+				}
+			}
 			if got := count(t, reader, key); got != likes.Load() {
 				t.Errorf("the count is %d, and the changes that were acknowledged make %d", got, likes.Load())
 			}

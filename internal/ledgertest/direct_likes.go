@@ -132,6 +132,9 @@ func likeHistory(t *testing.T, l DirectInstance) {
 	commit(t, l, Like(key, "ann"), Unlike(key, "bob"))
 	commit(t, l, Like(key, "eve"), Add(key, -1)) // a sum of nothing, of which a like is part
 	wantLikes(t, l, key, 4, 2)
+	level := Key()
+	commit(t, l, Like(level, "ann"), Add(level, -1))
+	wantLikes(t, l, level, 0, 1)
 }
 
 func likeRequestIDs(t *testing.T, l DirectInstance) {

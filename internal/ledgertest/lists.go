@@ -25,7 +25,7 @@ func wantList(t testing.TB, page listPage, of string, name func(counter.Liked) s
 	for _, limit := range []int{1, 3, max(1, len(want)), counter.MaxListed} {
 		var got []counter.Liked
 		var after counter.LikeCursor
-		for {
+		for len(got) <= len(want) {
 			list, err := page(t.Context(), of, after, limit)
 			if err != nil || len(list) > limit {
 				t.Fatalf("a page of %d of %d: %v", len(list), limit, err)
