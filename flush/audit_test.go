@@ -147,21 +147,27 @@ var auditCases = []struct {
 	{"before history", []string{`UPDATE counters SET before_history = 99 WHERE key = 'K'`}, nil, differs("count 107 106"), false, 106, 2},
 	{"likes", []string{`UPDATE counters SET likes = 3 WHERE key = 'K'`}, nil, differs("likes 3 2"), false, 107, 2},
 	{
-		"count and likes", []string{`UPDATE counters SET count = 1, likes = -1 WHERE key = 'K'`}, nil,
+		"count and likes",
+		[]string{`UPDATE counters SET count = 1, likes = -1 WHERE key = 'K'`},
+		nil,
 		differs("count 1 107", "likes -1 2"), false, 107, 2,
 	},
 	{"total lost", []string{`DELETE FROM counters WHERE key = 'K'`}, nil, differs("count none 7", "likes none 2"), false, 7, 2},
 	{"history lost", []string{`DELETE FROM history WHERE key = 'K'`}, nil, differs("count 107 100"), false, 100, 2},
 	{"history added", nil, []int64{-5, 2}, differs("count 107 104"), false, 104, 2},
 	{
-		"history alone", []string{`DELETE FROM counters WHERE key = 'K'`, `DELETE FROM likes WHERE key = 'K'`, `DELETE FROM history WHERE key = 'K'`},
-		[]int64{1, -1}, differs("count none 0"), false, 0, 0,
+		"history alone",
+		[]string{`DELETE FROM counters WHERE key = 'K'`, `DELETE FROM likes WHERE key = 'K'`, `DELETE FROM history WHERE key = 'K'`},
+		[]int64{1, -1},
+		differs("count none 0"), false, 0, 0,
 	},
 	{"like lost", []string{`DELETE FROM likes WHERE key = 'K' AND actor = 'ann'`}, nil, differs("likes 2 1"), false, 107, 1},
 	{"like added", []string{`INSERT INTO likes (key, actor, liked, at) SELECT key, 'dan', liked, at FROM likes WHERE key = 'K' AND actor = 'ben'`}, nil, differs("likes 2 3"), false, 107, 3},
 	{"like flipped", []string{`UPDATE likes SET liked = NOT liked WHERE key = 'K' AND actor = 'cy'`}, nil, differs("likes 2 3"), false, 107, 3},
 	{
-		"likes alone", []string{`DELETE FROM counters WHERE key = 'K'`, `DELETE FROM history WHERE key = 'K'`}, nil,
+		"likes alone",
+		[]string{`DELETE FROM counters WHERE key = 'K'`, `DELETE FROM history WHERE key = 'K'`},
+		nil,
 		differs("likes none 2"), false, 0, 2,
 	},
 	{
@@ -170,11 +176,14 @@ var auditCases = []struct {
 		nil, nil, false, 0, 0,
 	},
 	{
-		"beyond int64", []string{`UPDATE counters SET likes = 0 WHERE key = 'K'`}, []int64{1<<63 - 1, 1<<63 - 1},
+		"beyond int64",
+		[]string{`UPDATE counters SET likes = 0 WHERE key = 'K'`},
+		[]int64{1<<63 - 1, 1<<63 - 1},
 		differs("count 107 18446744073709551721", "likes 0 2"), true, 107, 2,
 	},
 	{
-		"below int64", nil, []int64{-1 << 63, -1 << 63, -1},
+		"below int64", nil,
+		[]int64{-1 << 63, -1 << 63, -1},
 		differs("count 107 -18446744073709551510"), true, 107, 2,
 	},
 }

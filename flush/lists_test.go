@@ -54,7 +54,7 @@ func explain(t *testing.T, db *sql.DB, statement, args, mode string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	for _, s := range []string{`SET plan_cache_mode = ` + mode, `PREPARE page ` + statement} {
 		if _, err := conn.ExecContext(t.Context(), s); err != nil {
 			t.Fatal(err)

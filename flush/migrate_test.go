@@ -2,6 +2,7 @@ package flush_test
 
 import (
 	"database/sql"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -174,7 +175,7 @@ func TestSQLiteBeforeHistoryOverflows(t *testing.T) {
 		t.Helper()
 		ledger := openSQLite(t, path, flush.SQLiteOptions{History: history})
 		verdicts, _, err := ledger.Commit(t.Context(), changes)
-		if err != nil || verdicts[0].Err != want {
+		if err != nil || !errors.Is(verdicts[0].Err, want) {
 			t.Errorf("%+v, %v, want error %v", verdicts, err, want)
 		}
 		if err := ledger.Close(); err != nil {

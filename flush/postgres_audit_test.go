@@ -51,7 +51,7 @@ func TestRepairBesideTransactions(t *testing.T) {
 				mustExec(t, db, test.plant)
 				tx, err := db.BeginTx(t.Context(), nil)
 				must(t, err)
-				defer tx.Rollback() //nolint:errcheck // after a commit it changes nothing
+				defer tx.Rollback()
 				run(t, tx, test.done)
 
 				repaired := make(chan error, 1)
@@ -117,7 +117,7 @@ func TestRepairsExcludeEachOther(t *testing.T) {
 	mustExec(t, db, `UPDATE counters SET count = 50`)
 	tx, err := db.BeginTx(t.Context(), nil)
 	must(t, err)
-	defer tx.Rollback() //nolint:errcheck // after a commit it changes nothing
+	defer tx.Rollback()
 	run(t, tx, []string{`SELECT FROM counters FOR UPDATE`})
 	first := make(chan error, 1)
 	go func() {

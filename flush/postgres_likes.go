@@ -11,7 +11,8 @@ import (
 )
 
 // What was true when the statement began decides whether an unlike finds a row. A like that is committed at the
-// same time is then the later of the two.
+// same time is then the later of the two. The subquery is no EXISTS, which the planner may turn into a scan of the
+// table.
 const setLikesSQL = `
 INSERT INTO likes AS l (key, actor, liked, at)
 SELECT u.key, u.actor, u.liked, clock_timestamp() FROM unnest($1::text[], $2::text[], $3::boolean[]) AS u (key, actor, liked)

@@ -34,6 +34,11 @@ type likes struct {
 	// silent: servers cannot ask the ledger what likes are. Only in some worlds it ever is (silences).
 	silent   atomic.Bool
 	silences bool
+	// busy: much will happen when a server asks the ledger next, and nested is then a like that was set by the other
+	// server than sender.
+	busy   bool
+	sender int
+	nested *likeAnswer
 }
 
 // likeCall is a call with a request id that was answered.
@@ -49,17 +54,20 @@ func newLikes(rnd *rand.Rand) likes {
 	}
 }
 
-// silentLedger is a ledger that at times cannot be asked what likes are.
-type silentLedger struct {
+// serverLedger is the ledger of a server. At times it cannot be asked what likes are, or much happens before its answer
+// arrives.
+type serverLedger struct {
 	shard.Ledger
-	silent *atomic.Bool
+	w *world
 }
 
-func (l *silentLedger) Likes(ctx context.Context, pairs []counter.Pair) (shard.LedgerLikes, error) {
-	if l.silent.Load() {
+func (l *serverLedger) Likes(ctx context.Context, pairs []counter.Pair) (shard.LedgerLikes, error) {
+	if l.w.likes.silent.Load() {
 		return shard.LedgerLikes{}, errFault
 	}
-	return l.Ledger.Likes(ctx, pairs)
+	snapshot, err := l.Ledger.Likes(ctx, pairs)
+	l.w.meanwhile(pairs[0])
+	return snapshot, err
 }
 
 func (w *world) anyActor() string { return []string{"al", "bo"}[w.rnd.IntN(2)] }
@@ -80,12 +88,7 @@ func (w *world) silence() {
 
 // setLike likes or unlikes, be it a change or a repeat.
 func (w *world) setLike() {
-	c := counter.Change{
-		Entries: []counter.Entry{{Key: w.anyKey()}}, Actor: w.anyActor(), Like: counter.SetLiked,
-	}
-	if w.rnd.IntN(2) == 0 {
-		c.Like = counter.SetUnliked
-	}
+	c := counter.Change{Entries: []counter.Entry{{Key: w.anyKey()}}, Actor: w.anyActor(), Like: w.anyLike()}
 	now := w.redis.Micros()
 	switch w.rnd.IntN(4) {
 	case 0:
@@ -94,33 +97,46 @@ func (w *world) setLike() {
 	default:
 		c.RequestID = counter.ParseRequestID(storetest.NewID(time.UnixMicro(now)))
 	}
-	r, doubt, err := w.sendLike(c)
+	w.likes.busy = w.rnd.IntN(2) == 0
+	w.likes.sender = w.rnd.IntN(2)
+	a := w.sendLike(c, w.likes.sender)
+	w.likes.busy = false
+	if w.likes.nested != nil {
+		w.answered(*w.likes.nested)
+		w.likes.nested = nil
+	}
+	w.answered(a)
+	if a.err == nil && !c.RequestID.IsZero() {
+		w.likes.calls = append(w.likes.calls, &likeCall{change: c, micros: now, changed: a.Changed})
+	}
+}
+
+func (w *world) anyLike() counter.LikeAction {
+	return []counter.LikeAction{counter.SetLiked, counter.SetUnliked}[w.rnd.IntN(2)]
+}
+
+// answered judges the answer to a like that was sent for the first time, and keeps what it set.
+func (w *world) answered(a likeAnswer) {
 	if w.rollback {
-		if err == nil && !c.RequestID.IsZero() {
-			w.likes.calls = append(w.likes.calls, &likeCall{change: c, micros: now})
-		}
 		return
 	}
-	pair, wanted := c.Pair(), c.Like == counter.SetLiked
+	pair, wanted := a.change.Pair(), a.change.Like == counter.SetLiked
 	changes := w.likes.liked[pair] != wanted
 	switch {
-	case err != nil:
-		w.failf("L: a like was refused: %v", err)
-	case !doubt && r.Outcome != counter.Applied:
-		w.failf("L: a like that was never sent before is %v", r.Outcome)
-	case r.Provisional && !w.likes.silences:
+	case a.err != nil:
+		w.failf("L: a like was refused: %v", a.err)
+	case !a.doubt && a.Outcome != counter.Applied:
+		w.failf("L: a like that was never sent before is %v", a.Outcome)
+	case a.Provisional && !w.likes.silences:
 		w.failf("L: an answer is provisional, and the ledger has never been silent")
-	case !doubt && !r.Provisional && r.Changed != changes:
-		w.failf("L: the like of %v is %t and was set to %t: changed is %t", pair, w.likes.liked[pair], wanted, r.Changed)
-	}
-	if !c.RequestID.IsZero() {
-		w.likes.calls = append(w.likes.calls, &likeCall{change: c, micros: now, changed: r.Changed})
+	case !a.doubt && !a.Provisional && a.Changed != changes:
+		w.failf("L: the like of %v is %t and was set to %t: changed is %t", pair, w.likes.liked[pair], wanted, a.Changed)
 	}
 	w.likes.liked[pair] = wanted
-	if r.Provisional {
+	if a.Provisional {
 		w.likes.spoilt[pair.Key] = true
 	}
-	if changes || r.Provisional {
+	if changes || a.Provisional {
 		delete(w.likes.since, pair)
 	}
 	for _, reader := range w.readers {
@@ -129,17 +145,43 @@ func (w *world) setLike() {
 	}
 }
 
-// sendLike sends a like until it is answered. Doubt says that an earlier try may have been the one that set it.
-func (w *world) sendLike(c counter.Change) (r counter.Receipt, doubt bool, err error) {
-	for range 20 {
-		r, err = w.servers[w.rnd.IntN(2)].Apply(w.t.Context(), c)
-		if !errors.Is(err, counter.ErrInDoubt) {
-			return r, doubt, err
-		}
-		doubt = true
+// meanwhile lets the pair be set by another server, drained and forgotten, while a server that sets it waits for the
+// ledger. The world waits for that server, so that this runs alone.
+func (w *world) meanwhile(pair counter.Pair) {
+	if !w.likes.busy {
+		return
 	}
-	w.failf("L: a like is never answered: %v", err)
-	return r, doubt, err
+	w.likes.busy = false
+	c := counter.Change{Entries: []counter.Entry{{Key: pair.Key}}, Actor: pair.Actor, Like: w.anyLike()}
+	a := w.sendLike(c, 1-w.likes.sender)
+	w.ahead = max(0, w.ahead-modelWindow)
+	w.redis.Advance(modelWindow)
+	a.err = errors.Join(a.err, newModelWorker(w.redis.Scripts(), w.ledger).Round(w.t.Context(), 0))
+	w.likes.nested = &a
+	for ago := range int64(2) {
+		w.redis.EvictLikes(w.redis.Micros()/(hourMS*1000) - ago)
+	}
+}
+
+// likeAnswer is the answer to a like. Doubt says that an earlier try may have been the one that set it.
+type likeAnswer struct {
+	change counter.Change
+	counter.Receipt
+	err   error
+	doubt bool
+}
+
+// sendLike sends a like to a server until it is answered.
+func (w *world) sendLike(c counter.Change, server int) likeAnswer {
+	a := likeAnswer{change: c}
+	for range 20 {
+		a.Receipt, a.err = w.servers[server].Apply(w.t.Context(), c)
+		if !errors.Is(a.err, counter.ErrInDoubt) {
+			return a
+		}
+		a.doubt = true
+	}
+	return a
 }
 
 // retryLike sends a like again that was answered, or uses its request id for another one.
@@ -158,16 +200,16 @@ func (w *world) retryLike() {
 	if reused {
 		c.Like = counter.SetLiked + counter.SetUnliked - c.Like
 	}
-	r, _, err := w.sendLike(c)
+	a := w.sendLike(c, w.rnd.IntN(2))
 	dedupe := modelDedupe.Milliseconds()
-	expired := errors.Is(err, counter.ErrRequestIDExpired)
+	expired := errors.Is(a.err, counter.ErrRequestIDExpired)
 	switch {
 	case w.rollback: // it may have been lost
 	case timed && (age > dedupe && expired || age >= dedupe-1 && age <= dedupe+1):
-	case reused && errors.Is(err, counter.ErrRequestIDReused):
-	case reused || err != nil || r.Outcome != counter.Duplicate || r.Changed != call.changed:
+	case reused && errors.Is(a.err, counter.ErrRequestIDReused):
+	case reused || a.err != nil || a.Outcome != counter.Duplicate || a.Changed != call.changed:
 		w.failf("L: the repeat of a like (reused id: %t) is %v, changed %t, %v; changed was %t",
-			reused, r.Outcome, r.Changed, err, call.changed)
+			reused, a.Outcome, a.Changed, a.err, call.changed)
 	}
 }
 

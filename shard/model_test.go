@@ -153,7 +153,7 @@ func newModelWorker(scripts shard.Scripts, ledger flush.WindowLedger) *flush.Wor
 
 func (w *world) newServer() *shard.Store {
 	scripts := &flakyScripts{Scripts: w.redis.Scripts(), rnd: rand.New(rand.NewPCG(w.rnd.Uint64(), 1))}
-	return newModelStore(scripts, &silentLedger{w.ledger, &w.likes.silent})
+	return newModelStore(scripts, &serverLedger{w.ledger, w})
 }
 
 func (w *world) newWorker() *actor {

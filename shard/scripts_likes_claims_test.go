@@ -16,9 +16,9 @@ func marked(l shard.LikeWrite, marker int64) shard.LikeWrite {
 }
 
 // hasClaim checks what is kept with a request id.
-func (f *fixture) hasClaim(t testing.TB, n int, id, want string) {
+func (f *fixture) hasClaim(t testing.TB, id, want string) {
 	t.Helper()
-	value, known, err := f.Claimed(t.Context(), n, counter.ParseRequestID(id), f.now)
+	value, known, err := f.Claimed(t.Context(), 0, counter.ParseRequestID(id), f.now)
 	must(t, err)
 	equal(t, "claim of "+id, value, want)
 	equal(t, "claimed", known, want != "")
@@ -33,8 +33,8 @@ var likeClaimCases = map[string]func(t *testing.T, f *fixture){
 		f.refused(t, f.claims(timed(f.now, "not done", "x", "t", "x"), opaque("o", "x")), shard.WriteReply{
 			Known: []shard.KnownClaim{{Field: 1, Value: "v11"}, {Group: 1, Value: "v30"}},
 		})
-		f.hasClaim(t, 0, "o", "v30")
-		f.hasClaim(t, 0, "not done", "")
+		f.hasClaim(t, "o", "v30")
+		f.hasClaim(t, "not done", "")
 		// The id of a like that was not done is free.
 		f.sets(t, "1", liking(claiming(part(0), timed(f.now, "not done", "v2")), claimed(like("bo", never), 0, 0)))
 		f.refused(t, f.claims(timed(f.now, "not done", "x")), known("v21"))
@@ -46,7 +46,7 @@ var likeClaimCases = map[string]func(t *testing.T, f *fixture){
 			claiming(part(0, entry("b", 1)), once(epochMS, 1000, false, "who", "w"), opaque("a", "va", "b", "vb", "c", "vc", "d", "vd")),
 			claimed(like("al", never), 1, 3), like("al", never), claimed(like("al", never), 1, 0), claimed(like("bo", shard.KnownLike{}), 1, 2)))
 		for id, want := range map[string]string{"a": "va0", "b": "vb", "c": "", "d": "vd1"} {
-			f.hasClaim(t, 0, id, want)
+			f.hasClaim(t, id, want)
 		}
 		f.refused(t, f.claims(once(epochMS, 1000, false, "who", "x")), known("w"))
 	},
@@ -54,7 +54,7 @@ var likeClaimCases = map[string]func(t *testing.T, f *fixture){
 	"like/claims that overflow": func(t *testing.T, f *fixture) {
 		f.load(t, 0, 0, shard.Base{Key: "a", Total: 1<<63 - 1})
 		f.sets(t, "o", liking(claiming(part(0), opaque("id", "v")), claimed(like("al", never), 0, 0)))
-		f.hasClaim(t, 0, "id", "")
+		f.hasClaim(t, "id", "")
 	},
 
 	"like/claims with a time": func(t *testing.T, f *fixture) {
@@ -101,7 +101,7 @@ var likeClaimCases = map[string]func(t *testing.T, f *fixture){
 		f.refused(t, f.batch(parts...), shard.WriteReply{Known: []shard.KnownClaim{{Shard: 1, Value: "v"}}})
 		f.counts(t, 0, 0)
 		f.counts(t, 1, 0)
-		f.knowsNothing(t, 0, "al")
+		f.knowsNothing(t, "al")
 		late := f.batch(parts[0])
 		late.Made -= 10_001
 		f.late(t, late)

@@ -173,7 +173,7 @@ var likeFlushCases = map[string]func(t *testing.T, f *fixture){
 
 	// A window of repeats alone is one like any other.
 	"like/finish repeats": func(t *testing.T, f *fixture) {
-		f.sets(t, "0", liking(part(0), like("al", since(5, true))))
+		f.sets(t, "0", liking(part(0), like("al", since(5))))
 		f.advance(t, windowMS)
 		f.seal(t, 0, 0, "g", sealReply{Windows: 1, Sealed: []int64{epochMS}})
 		f.begin(t, 0, epochMS, 0, "unused", false)
@@ -190,7 +190,7 @@ var likeFlushCases = map[string]func(t *testing.T, f *fixture){
 		f.reads(t, 0, "a", shard.KeyValue{})
 		f.knows(t, 0, "al", state(true, epochMicros, epochMicros))
 		f.evictLikes(t, 0)
-		f.knowsNothing(t, 0, "al")
+		f.knowsNothing(t, "al")
 	},
 
 	"like/stale copies go with their likes": func(t *testing.T, f *fixture) {
@@ -198,7 +198,7 @@ var likeFlushCases = map[string]func(t *testing.T, f *fixture){
 		f.advance(t, 1)
 		f.seal(t, 0, epochMS, "g", sealReply{RolledBack: true, RestoreDue: true})
 		f.counts(t, 0, 0)
-		f.knowsNothing(t, 0, "al")
+		f.knowsNothing(t, "al")
 	},
 
 	"like/look-ups": func(t *testing.T, f *fixture) {
@@ -220,7 +220,10 @@ var likeFlushCases = map[string]func(t *testing.T, f *fixture){
 		var likes []shard.LikeWrite
 		want := map[counter.Pair]shard.PendingLike{}
 		for _, p := range []counter.Pair{
-			{Key: "a", Actor: "b"}, {Key: "ab", Actor: "b"}, {Key: "a", Actor: "bb"}, {Key: "ä:{}*%[", Actor: "→"},
+			{Key: "a", Actor: "b"},
+			{Key: "ab", Actor: "b"},
+			{Key: "a", Actor: "bb"},
+			{Key: "ä:{}*%[", Actor: "→"},
 			{Key: strings.Repeat("k", 256), Actor: strings.Repeat("a", 128)},
 		} {
 			likes = append(likes, shard.LikeWrite{Pair: p, Liked: true, Known: never, Group: -1})
@@ -241,7 +244,7 @@ var likeFlushCases = map[string]func(t *testing.T, f *fixture){
 		for i := range n {
 			l := claimed(like(fmt.Sprint("u", i), never), 0, i)
 			if want[i] = '1'; i%3 == 0 {
-				l.Known, want[i] = since(5, true), '0'
+				l.Known, want[i] = since(5), '0'
 			}
 			likes = append(likes, l)
 			group.Fields, group.Values = append(group.Fields, fmt.Sprint("id", i)), append(group.Values, fmt.Sprint("v", i))

@@ -11,10 +11,10 @@ import (
 // never is what the sender of a like knows of a pair that the ledger does not have.
 var never = shard.KnownLike{Source: shard.LikeLoaded, Watermark: 2 * epochMS}
 
-// since is what the sender knows of a pair that has been liked, or not, since a moment (in µs).
-func since(micros int64, liked bool) shard.KnownLike {
+// since is what the sender knows of a pair that has been liked since a moment (in µs).
+func since(micros int64) shard.KnownLike {
 	known := never
-	known.PendingLike = state(liked, micros, micros)
+	known.PendingLike = state(true, micros, micros)
 	return known
 }
 
@@ -63,9 +63,9 @@ func (f *fixture) knows(t testing.TB, n int, actor string, want shard.PendingLik
 	f.looksUp(t, n, actor, shard.PairValue{Known: true, PendingLike: want})
 }
 
-func (f *fixture) knowsNothing(t testing.TB, n int, actor string) {
+func (f *fixture) knowsNothing(t testing.TB, actor string) {
 	t.Helper()
-	f.looksUp(t, n, actor, shard.PairValue{})
+	f.looksUp(t, 0, actor, shard.PairValue{})
 }
 
 func (f *fixture) looksUp(t testing.TB, n int, actor string, want shard.PairValue) {
@@ -182,9 +182,9 @@ var likeCases = map[string]func(t *testing.T, f *fixture){
 		// Nothing is done with it, and nothing else is held up.
 		f.sets(t, "?", liking(part(0), like("al", shard.KnownLike{})))
 		equal(t, "windows", f.windows(t, 0), []int64{})
-		f.knowsNothing(t, 0, "al")
+		f.knowsNothing(t, "al")
 		f.sets(t, "?1?", liking(part(0, entry("b", 1)), unlike("al", shard.KnownLike{}), like("bo", never), like("al", shard.KnownLike{})))
-		f.knowsNothing(t, 0, "al")
+		f.knowsNothing(t, "al")
 		f.counts(t, 0, 1)
 		f.pending(t, 0, "b", 1)
 		// An earlier like of the batch makes a state known.
@@ -199,8 +199,8 @@ var likeCases = map[string]func(t *testing.T, f *fixture){
 		old := never
 		old.Watermark = watermark - 1
 		f.sets(t, "?", liking(part(0), like("al", old)))
-		f.knowsNothing(t, 0, "al")
-		fresh := since(epochMicros, true)
+		f.knowsNothing(t, "al")
+		fresh := since(epochMicros)
 		fresh.Watermark = watermark
 		f.sets(t, "0", liking(part(0), like("al", fresh)))
 		f.knows(t, 0, "al", state(true, f.now*1000, epochMicros))
@@ -220,7 +220,7 @@ var likeCases = map[string]func(t *testing.T, f *fixture){
 	},
 
 	"like/a repeat is recorded in each window": func(t *testing.T, f *fixture) {
-		old := since(5, true)
+		old := since(5)
 		f.sets(t, "00", liking(part(0), like("al", old), unlike("bo", never)))
 		got := f.scan(t, 0, epochMS)
 		equal(t, "deltas", got.Deltas, map[string]int64{})
@@ -243,7 +243,7 @@ var likeCases = map[string]func(t *testing.T, f *fixture){
 
 	// The last known moment may be ahead of the clock.
 	"like/moments grow": func(t *testing.T, f *fixture) {
-		ahead := since(epochMicros+700, true)
+		ahead := since(epochMicros + 700)
 		f.sets(t, "1", liking(part(0), unlike("al", ahead)))
 		f.knows(t, 0, "al", state(false, epochMicros+701, epochMicros+701))
 		f.sets(t, "01", liking(part(0), like("bo", ahead), unlike("cy", ahead)))
@@ -281,7 +281,7 @@ var likeCases = map[string]func(t *testing.T, f *fixture){
 		f.drained(t, epochMS+hourMS-1)
 		f.knows(t, 0, "al", set)
 		f.advance(t, 1)
-		f.knowsNothing(t, 0, "al")
+		f.knowsNothing(t, "al")
 		f.sets(t, "?", liking(part(0), like("al", shard.KnownLike{})))
 		f.knows(t, 0, "bo", again)
 	},
@@ -293,7 +293,7 @@ var likeCases = map[string]func(t *testing.T, f *fixture){
 		f.sets(t, "1", liking(part(0), unlike("al", never)))
 		f.drained(t, 0)
 		f.evictLikes(t, 1)
-		f.knowsNothing(t, 0, "al")
+		f.knowsNothing(t, "al")
 	},
 
 	"like/membership when the clock steps back": func(t *testing.T, f *fixture) {
@@ -304,14 +304,14 @@ var likeCases = map[string]func(t *testing.T, f *fixture){
 			f.knows(t, 0, "al", state(true, epochMicros, epochMicros))
 		}
 		f.set(t, epochMS-windowMS-1)
-		f.knowsNothing(t, 0, "al")
+		f.knowsNothing(t, "al")
 		f.set(t, epochMS-1)
 		f.sets(t, "1", liking(part(0), unlike("al", never)))
 		f.set(t, epochMS+windowMS)
 		f.drained(t, watermark)
 		f.knows(t, 0, "al", state(false, epochMicros+1, epochMicros+1))
 		f.evictLikes(t, -1)
-		f.knowsNothing(t, 0, "al")
+		f.knowsNothing(t, "al")
 	},
 
 	"like/membership after a rollback": func(t *testing.T, f *fixture) {
@@ -319,14 +319,14 @@ var likeCases = map[string]func(t *testing.T, f *fixture){
 		f.sets(t, "1", liking(part(1), like("al", never)))
 		f.drained(t, 0)
 		f.seal(t, 0, f.now, "g", sealReply{RolledBack: true, RestoreDue: true})
-		f.knowsNothing(t, 0, "al")
+		f.knowsNothing(t, "al")
 		f.knows(t, 1, "al", state(true, epochMicros, epochMicros))
 		f.advance(t, 1)
 		f.sets(t, "1", liking(part(0), like("al", never)))
 		f.discard(t, 0, f.windows(t, 0)[0], "g1")
 		f.knows(t, 0, "al", state(true, f.now*1000, f.now*1000))
 		f.restoreMarkers(t, 0, nil)
-		f.knowsNothing(t, 0, "al")
+		f.knowsNothing(t, "al")
 	},
 
 	"like/membership is swept": func(t *testing.T, f *fixture) {
@@ -352,22 +352,22 @@ var likeCases = map[string]func(t *testing.T, f *fixture){
 		f.load(t, 0, 0, shard.Base{Key: "a", Total: math.MaxInt64, Likes: 7})
 		f.sets(t, "o", liking(part(0), like("al", never)))
 		equal(t, "windows", f.windows(t, 0), []int64{})
-		f.knowsNothing(t, 0, "al")
+		f.knowsNothing(t, "al")
 		// A repeat adds nothing, and what another like takes away makes room.
-		f.sets(t, "o011o", liking(part(0), like("al", never), like("bo", since(5, true)), unlike("bo", since(5, true)),
+		f.sets(t, "o011o", liking(part(0), like("al", never), like("bo", since(5)), unlike("bo", since(5)),
 			like("cy", never), like("al", never)))
 		f.reads(t, 0, "a", shard.KeyValue{Value: math.MaxInt64, Likes: 7, Cached: true})
 		f.sets(t, "1o", liking(part(0, entry("a", -1)), like("al", never), like("di", never)))
 		f.load(t, 1, 0, shard.Base{Key: "a", Total: math.MinInt64})
-		f.sets(t, "o1", liking(part(1), unlike("al", since(5, true)), like("bo", never)))
-		f.sets(t, "1o", liking(part(1), unlike("al", since(5, true)), unlike("cy", since(5, true))))
+		f.sets(t, "o1", liking(part(1), unlike("al", since(5)), like("bo", never)))
+		f.sets(t, "1o", liking(part(1), unlike("al", since(5)), unlike("cy", since(5))))
 	},
 
 	// The total fits and what one window would hold of it does not.
 	"like/overflow of a window": func(t *testing.T, f *fixture) {
 		f.load(t, 0, 0, shard.Base{Key: "a", Total: -10})
 		f.add(t, 0, entry("a", math.MaxInt64))
-		f.sets(t, "0", liking(part(0), like("bo", since(5, true))))
+		f.sets(t, "0", liking(part(0), like("bo", since(5))))
 		f.sets(t, "10", liking(part(0, entry("b", 1)), like("al", never), like("bo", never)))
 		f.holds(t, 0, epochMS, map[string]int64{"a": math.MaxInt64})
 		f.holds(t, 0, epochMS+1, map[string]int64{"a": 1, "b": 1})

@@ -336,8 +336,8 @@ func (j *job) decide(now, dedupe int64) error {
 		case r.idAged && timed && p.id.time > now+counter.MaxEarly.Milliseconds():
 			return counter.ErrRequestIDEarly
 		case r.idKnown:
-			known := true
-			if p.changed, known = p.id.repeated(r.id, j.change.Like); !known {
+			var same bool
+			if p.changed, same = p.id.repeated(r.id, j.change.Like); !same {
 				return counter.ErrRequestIDReused
 			}
 			p.outcome = counter.Duplicate

@@ -23,7 +23,7 @@ func TestListsOfLikes(t *testing.T) {
 			c := dial(t, s)
 			conn, err := grpc.NewClient(s.grpcAddr, grpc.WithTransportCredentials(insecure.NewCredentials()))
 			must(t, err)
-			defer conn.Close()
+			defer func() { must(t, conn.Close()) }()
 			reports := plusonev1.NewReportServiceClient(conn)
 			ctx := within(t, patience)
 

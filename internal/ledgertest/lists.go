@@ -88,7 +88,7 @@ func directLists(t *testing.T, l DirectInstance) {
 	commit(t, l, Like(pairs[0].Key, pairs[0].Actor), Like(pairs[2].Key, pairs[2].Actor))
 
 	read := func() (all []counter.Liked) {
-		states, err := l.DirectLedger.Likes(t.Context(), pairs)
+		states, err := l.Likes(t.Context(), pairs)
 		if err != nil {
 			t.Fatal(err)
 		}
