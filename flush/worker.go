@@ -215,7 +215,7 @@ func (w *Worker) drain(ctx context.Context, n int, sealed shard.SealedWindow, wa
 			return err
 		})
 		s.do("markers", func(ctx context.Context) (err error) {
-			wait, err = w.mustWait(ctx, n, window.Likes, now-id >= likesWait*w.cfg.Window.Milliseconds())
+			wait, err = w.mustWait(ctx, n, window.Likes, time.Duration(now-id)*time.Millisecond)
 			return err
 		})
 		if wait && s.err == nil {

@@ -60,9 +60,11 @@ type operation struct {
 	key   string
 	delta int64
 	id    string // empty if its caller cannot send it again
-	sent  bool
-	acked bool
-	done  bool // acknowledged or refused: not sent again but to see that it is known
+	// issued is when, by the Redis clock in ms.
+	issued int64
+	sent   bool
+	acked  bool
+	done   bool // acknowledged or refused: not sent again but to see that it is known
 }
 
 func (o *operation) own() string { return fmt.Sprint("op/", o.n) }
@@ -298,6 +300,7 @@ func (w *world) fault() fault {
 func (w *world) issue() {
 	o := &operation{n: len(w.ops), key: w.anyKey(), delta: []int64{1, 1, 2, 5}[w.rnd.IntN(4)]}
 	now := time.UnixMicro(w.redis.Micros())
+	o.issued = now.UnixMilli()
 	switch w.rnd.IntN(5) {
 	case 0:
 	case 1:
@@ -322,7 +325,11 @@ func (w *world) retry() {
 	}
 	o := w.ops[w.rnd.IntN(len(w.ops))]
 	made, timed := o.change().RequestID.Time()
-	if o.id == "" || !timed && o.done || timed && o.done && w.redis.Micros()/1000-made > 2*modelDedupe.Milliseconds() {
+	if !timed {
+		made = o.issued
+	}
+	age, dedupe := w.redis.Micros()/1000-made, modelDedupe.Milliseconds()
+	if o.id == "" || !timed && (o.done || age > dedupe) || timed && o.done && age > 2*dedupe {
 		return // an id without a time is forgotten after the dedupe window
 	}
 	w.send(o)

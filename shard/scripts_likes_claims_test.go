@@ -101,7 +101,7 @@ var likeClaimCases = map[string]func(t *testing.T, f *fixture){
 		f.refused(t, f.batch(parts...), shard.WriteReply{Known: []shard.KnownClaim{{Shard: 1, Value: "v"}}})
 		f.counts(t, 0, 0)
 		f.counts(t, 1, 0)
-		f.knowsNothing(t, "al")
+		f.knowsNothing(t)
 		late := f.batch(parts[0])
 		late.Made -= 10_001
 		f.late(t, late)

@@ -190,7 +190,7 @@ var likeFlushCases = map[string]func(t *testing.T, f *fixture){
 		f.reads(t, 0, "a", shard.KeyValue{})
 		f.knows(t, 0, "al", state(true, epochMicros, epochMicros))
 		f.evictLikes(t, 0)
-		f.knowsNothing(t, "al")
+		f.knowsNothing(t)
 	},
 
 	"like/stale copies go with their likes": func(t *testing.T, f *fixture) {
@@ -198,7 +198,7 @@ var likeFlushCases = map[string]func(t *testing.T, f *fixture){
 		f.advance(t, 1)
 		f.seal(t, 0, epochMS, "g", sealReply{RolledBack: true, RestoreDue: true})
 		f.counts(t, 0, 0)
-		f.knowsNothing(t, "al")
+		f.knowsNothing(t)
 	},
 
 	"like/look-ups": func(t *testing.T, f *fixture) {

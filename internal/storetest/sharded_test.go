@@ -92,7 +92,7 @@ func (d *deployment) store(t *testing.T) *shard.Store {
 
 func newWorker(scripts shard.Scripts, ledger flush.WindowLedger) *flush.Worker {
 	return flush.NewWorker(scripts, ledger, flush.WorkerConfig{
-		Shards: shards, Interval: 10 * time.Millisecond, Concurrency: 2, StepTimeout: 10 * time.Second,
+		Shards: shards, Window: window, Interval: 10 * time.Millisecond, Concurrency: 2, StepTimeout: 10 * time.Second,
 		Registerer: prometheus.NewRegistry(), Logger: quiet,
 	})
 }
