@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -47,6 +48,10 @@ type likeRoutes struct {
 	servers []*shard.Store
 	liked   map[string]bool // by actor
 	calls   []*likeCall
+	// waiting: a server that sets a like may have to ask the ledger. Nested is a like that another server has set then.
+	waiting bool
+	sender  int
+	nested  *likeAnswer
 }
 
 const (
@@ -86,12 +91,11 @@ func (w *likeRoutes) close() {
 func (w *likeRoutes) server() *shard.Store { return w.servers[w.rnd.IntN(len(w.servers))] }
 
 func (w *likeRoutes) run() {
-	hotAt := w.rnd.IntN(150)
+	hotAt := w.rnd.IntN(300)
 	for n := range 200 {
 		w.micros.Add(int64([]int{0, 0, 1, 2, 5, 20}[w.rnd.IntN(6)]) * 1_000_000)
 		if n == hotAt {
-			_, err := w.redis.Spread(w.t.Context(), shard.Home(routedKey, routeShards), []string{routedKey})
-			must(w.t, err)
+			w.spread()
 		}
 		switch x := w.rnd.IntN(100); {
 		case x < 45:
@@ -131,6 +135,12 @@ func (w *likeRoutes) run() {
 // likesWaitIsOver is after how long no window waits for another, in µs.
 const likesWaitIsOver = 4 * int64(modelWindow/time.Microsecond)
 
+func (w *likeRoutes) spread() {
+	if _, err := w.redis.Spread(w.t.Context(), shard.Home(routedKey, routeShards), []string{routedKey}); err != nil {
+		w.t.Error(err)
+	}
+}
+
 // drain drains the shards in any order.
 func (w *likeRoutes) drain() {
 	for _, n := range w.rnd.Perm(routeShards) {
@@ -148,17 +158,27 @@ type routeLedger struct {
 }
 
 func (l *routeLedger) Likes(ctx context.Context, pairs []counter.Pair) (shard.LedgerLikes, error) {
-	for l.w.rnd.IntN(4) == 0 {
-		l.w.forget()
-	}
+	l.w.meanwhile(pairs[0])
 	likes, err := l.Ledger.Likes(ctx, pairs)
-	for l.w.rnd.IntN(4) == 0 {
-		l.w.forget()
-	}
+	l.w.meanwhile(pairs[0])
 	return likes, err
 }
 
-func (w *likeRoutes) forget() {
+// meanwhile may turn the key hot, let another server set the pair, drain all that is pending and have Redis forget it,
+// while a server waits for the ledger. The test waits for that server, so that this runs alone.
+func (w *likeRoutes) meanwhile(pair counter.Pair) {
+	if w.waiting && w.rnd.IntN(4) == 0 {
+		w.waiting = false
+		if w.rnd.IntN(2) == 0 {
+			w.spread()
+		}
+		other := (w.sender + 1 + w.rnd.IntN(len(w.servers)-1)) % len(w.servers)
+		a := w.send(counter.Change{Entries: []counter.Entry{{Key: pair.Key}}, Actor: pair.Actor, Like: w.anyLike()}, other)
+		w.nested = &a
+	}
+	if w.rnd.IntN(2) == 0 {
+		return
+	}
 	w.micros.Add(modelWindow.Microseconds())
 	w.drain()
 	w.redis.EvictLikes(w.micros.Load() / (hourMS * 1000))
@@ -167,12 +187,7 @@ func (w *likeRoutes) forget() {
 // set sets an actor's like, which may be what it is.
 func (w *likeRoutes) set(n int) {
 	now := w.micros.Load()
-	c := counter.Change{
-		Entries: []counter.Entry{{Key: routedKey}}, Actor: fmt.Sprint("actor-", w.rnd.IntN(5)), Like: counter.SetLiked,
-	}
-	if w.rnd.IntN(2) == 0 {
-		c.Like = counter.SetUnliked
-	}
+	c := counter.Change{Entries: []counter.Entry{{Key: routedKey}}, Actor: fmt.Sprint("actor-", w.rnd.IntN(5)), Like: w.anyLike()}
 	switch w.rnd.IntN(5) {
 	case 0:
 	case 1, 2:
@@ -181,16 +196,36 @@ func (w *likeRoutes) set(n int) {
 		off := time.Duration([]int{-40, -5, 0, 0, 10, 29}[w.rnd.IntN(6)]) * time.Second
 		c.RequestID = counter.ParseRequestID(storetest.NewID(time.UnixMicro(now).Add(off)))
 	}
-	r, err := w.server().Apply(w.t.Context(), c)
-	wanted := c.Like == counter.SetLiked
-	changes := w.liked[c.Actor] != wanted
-	if err != nil || r.Outcome != counter.Applied || r.Changed != changes || r.Provisional {
-		w.t.Errorf("%+v: %+v, %v; changes is %t", c, r, err, changes)
+	w.sender, w.waiting = w.rnd.IntN(len(w.servers)), true
+	a := w.send(c, w.sender)
+	w.waiting = false
+	if w.nested != nil {
+		w.answered(*w.nested)
+		w.nested = nil
 	}
-	w.liked[c.Actor] = wanted
+	w.answered(a)
 	if !c.RequestID.IsZero() {
-		w.calls = append(w.calls, &likeCall{change: c, micros: now, changed: changes})
+		w.calls = append(w.calls, &likeCall{change: c, micros: now, changed: a.Changed})
 	}
+}
+
+func (w *likeRoutes) anyLike() counter.LikeAction {
+	return []counter.LikeAction{counter.SetLiked, counter.SetUnliked}[w.rnd.IntN(2)]
+}
+
+func (w *likeRoutes) send(c counter.Change, server int) likeAnswer {
+	r, err := w.servers[server].Apply(w.t.Context(), c)
+	return likeAnswer{change: c, Receipt: r, err: err}
+}
+
+// answered judges an answer to a like that was sent for the first time.
+func (w *likeRoutes) answered(a likeAnswer) {
+	wanted := a.change.Like == counter.SetLiked
+	changes := w.liked[a.change.Actor] != wanted
+	if a.err != nil || a.Outcome != counter.Applied || a.Changed != changes || a.Provisional {
+		w.t.Errorf("%+v: %+v, %v; changes is %t", a.change, a.Receipt, a.err, changes)
+	}
+	w.liked[a.change.Actor] = wanted
 }
 
 // retry sends an earlier call again, whose answer may have been lost, or uses its id for another one.
@@ -229,14 +264,46 @@ func (w *likeRoutes) likes() (n int64) {
 // check reads everything from a server.
 func (w *likeRoutes) check() {
 	server := w.server()
+	w.checkStates(server)
 	if got := server.Counts(w.t.Context(), []string{routedKey})[0]; got.Err != nil || got.Value != w.likes() || got.Likes != w.likes() {
 		w.t.Errorf("count is %d with %d likes, %v; want %d", got.Value, got.Likes, got.Err, w.likes())
 	}
+}
+
+func (w *likeRoutes) checkStates(server *shard.Store) {
 	for i := range 5 {
 		actor := fmt.Sprint("actor-", i)
 		states, err := server.Likes(w.t.Context(), actor, []string{routedKey})
 		if err != nil || states[0].Liked != w.liked[actor] {
 			w.t.Errorf("%s: %+v, %v; want %t", actor, states, err, w.liked[actor])
+		}
+	}
+}
+
+// TestLikesOfASpreadKeyLeaveHome: each like of a spread key is written to the shard of its actor alone, whatever its
+// id.
+func TestLikesOfASpreadKeyLeaveHome(t *testing.T) {
+	t.Parallel()
+	const shards = 8
+	c, store := newTrips(t)
+	scripts := &watchedScripts{Scripts: c.Scripts}
+	c.Scripts = scripts
+	home := shard.Home(routedKey, shards)
+	_, err := scripts.Spread(t.Context(), home, []string{routedKey})
+	must(t, err)
+	value(t, store, routedKey) // from which the store learns the marker
+	for i := range 20 {
+		change := counter.Change{Entries: []counter.Entry{{Key: routedKey}}, Actor: fmt.Sprint("actor-", i), Like: counter.SetLiked}
+		change.RequestID = counter.ParseRequestID([]string{"", fmt.Sprint("opaque-", i), storetest.NewID(modelStart)}[i%3])
+		for _, changed := range []bool{true, false} {
+			scripts.written = nil
+			r, err := store.Apply(t.Context(), change)
+			must(t, err)
+			place := shard.Home(change.Actor, shards)
+			if len(scripts.written) == 0 || slices.ContainsFunc(scripts.written, func(n int) bool { return n != place }) {
+				t.Errorf("like of %s was written to the shards %v, its place is %d", change.Actor, scripts.written, place)
+			}
+			equal(t, "changed", r.Changed, changed || !change.RequestID.IsZero())
 		}
 	}
 }
