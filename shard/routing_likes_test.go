@@ -48,6 +48,8 @@ type likeRoutes struct {
 	servers []*shard.Store
 	liked   map[string]bool // by actor
 	calls   []*likeCall
+	// calm: nothing is drained while a server waits, so that windows grow old.
+	calm bool
 	// waiting: a server that sets a like may have to ask the ledger. Nested is a like that another server has set then.
 	waiting bool
 	sender  int
@@ -61,6 +63,7 @@ const (
 
 func newLikeRoutes(t *testing.T, seed uint64) *likeRoutes {
 	w := &likeRoutes{t: t, rnd: rand.New(rand.NewPCG(seed, 0)), ledger: twin.NewLedger(routeShards), liked: map[string]bool{}}
+	w.calm = w.rnd.IntN(2) == 0
 	w.micros.Store(modelStart.UnixMicro())
 	w.redis = twin.New(shard.RedisConfig{
 		Shards: routeShards, Window: modelWindow, Dedupe: counter.DefaultDedupeWindow, MaxSpread: 10,
@@ -169,14 +172,18 @@ func (l *routeLedger) Likes(ctx context.Context, pairs []counter.Pair) (shard.Le
 func (w *likeRoutes) meanwhile(pair counter.Pair) {
 	if w.waiting && w.rnd.IntN(4) == 0 {
 		w.waiting = false
-		if w.rnd.IntN(2) == 0 {
+		when := w.rnd.IntN(3)
+		if when == 0 {
 			w.spread()
 		}
 		other := (w.sender + 1 + w.rnd.IntN(len(w.servers)-1)) % len(w.servers)
 		a := w.send(counter.Change{Entries: []counter.Entry{{Key: pair.Key}}, Actor: pair.Actor, Like: w.anyLike()}, other)
 		w.nested = &a
+		if when == 1 {
+			w.spread()
+		}
 	}
-	if w.rnd.IntN(2) == 0 {
+	if w.calm || w.rnd.IntN(2) == 0 {
 		return
 	}
 	w.micros.Add(modelWindow.Microseconds())
