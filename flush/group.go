@@ -216,14 +216,14 @@ func (g *group) decide(s standing) decision {
 // entries are what a change adds. A like adds what it changes.
 func (g *group) entries(i int, s standing) []counter.Entry {
 	c := &g.changes[i]
-	liked := s.liked[c.Pair()]
-	switch {
-	case c.Like == counter.SetLiked && !liked:
+	switch wanted := c.Like == counter.SetLiked; {
+	case c.Like == counter.NoLike || s.liked[c.Pair()] == wanted:
+		return c.Entries
+	case wanted:
 		return []counter.Entry{{Key: c.Entries[0].Key, Delta: 1}}
-	case c.Like == counter.SetUnliked && liked:
+	default:
 		return []counter.Entry{{Key: c.Entries[0].Key, Delta: -1}}
 	}
-	return c.Entries
 }
 
 func (g *group) decideOne(i int, s standing, d decision, entries []counter.Entry) Verdict {

@@ -73,8 +73,8 @@ func (r *Redis) AuditBases(ctx context.Context, audit BaseAudit) (int, error) {
 	}
 	audit.Patience = cmp.Or(audit.Patience, defaultAuditPatience)
 	a := &baseAuditor{BaseAudit: audit, redis: r, compare: compare, shards: make(map[string]int)}
-	for n, meta := range r.meta {
-		a.shards[strings.TrimSuffix(meta, "meta")] = n
+	for n := range r.meta {
+		a.shards[r.prefix(n)] = n
 	}
 	for addr, node := range r.client.Nodes() {
 		if err := a.node(ctx, node); err != nil {
@@ -199,7 +199,7 @@ func (a *baseAuditor) differs(ctx context.Context, d BaseDifference, gen string)
 	if err := a.Report(d); err != nil || !a.Drop {
 		return err
 	}
-	name := strings.TrimSuffix(a.redis.meta[d.Shard], "meta") + "base:" + gen + ":" + d.Key
+	name := a.redis.prefix(d.Shard) + "base:" + gen + ":" + d.Key
 	if err := a.redis.client.Do(ctx, a.redis.client.B().Unlink().Key(name).Build()).Error(); err != nil {
 		return err
 	}

@@ -60,16 +60,6 @@ func (s *Store) likedAtHome(ctx context.Context, c *counter.Change, p *part) (co
 	if timed && made > p.spread+afterMarker || !timed && now > p.spread+(s.cfg.Dedupe+2*counter.MaxEarly).Milliseconds() {
 		return counter.Receipt{}, false, nil
 	}
-	kept, known, err := s.scripts.Claimed(ctx, Home(c.Entries[0].Key, s.cfg.Shards), c.RequestID, now)
-	if err != nil {
-		return counter.Receipt{}, false, readError(err)
-	}
-	if !known {
-		return counter.Receipt{}, false, nil
-	}
-	changed, same := p.id.repeated(kept, c.Like)
-	if !same {
-		return counter.Receipt{}, false, counter.ErrRequestIDReused
-	}
-	return counter.Receipt{Outcome: counter.Duplicate, AsOf: time.UnixMilli(now + 1), Changed: changed}, true, nil
+	changed, known, err := s.askHome(ctx, c, p, now)
+	return counter.Receipt{Outcome: counter.Duplicate, AsOf: time.UnixMilli(now + 1), Changed: changed}, known, err
 }

@@ -100,18 +100,28 @@ func merge(queries []*query) ([]KeyGroup, map[int]groupPlace) {
 }
 
 func (r *reader) read(ctx context.Context, groups []KeyGroup) ([]ReadReply, error) {
+	replies, err := tryRead(ctx, r.metrics, "read", func(ctx context.Context) ([]ReadReply, error) {
+		return r.scripts.Read(ctx, groups)
+	})
+	if err == nil {
+		r.clock.sync(replies[0].Micros)
+	}
+	return replies, err
+}
+
+// tryRead runs a script that only reads, a few times if its answer is lost.
+func tryRead[T any](ctx context.Context, m *Metrics, name string, run func(context.Context) (T, error)) (T, error) {
 	for tries := 1; ; tries++ {
 		attempt, cancel := context.WithTimeout(ctx, readAttempt)
 		sent := time.Now()
-		replies, err := r.scripts.Read(attempt, groups)
+		answer, err := run(attempt)
 		cancel()
-		r.metrics.script("read", sent, err)
+		m.script(name, sent, err)
 		if err == nil {
-			r.clock.sync(replies[0].Micros)
-			return replies, nil
+			return answer, nil
 		}
 		if tries == readAttempts || classify(err) != lostAnswer {
-			return nil, readError(err)
+			return answer, readError(err)
 		}
 	}
 }

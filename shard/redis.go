@@ -273,7 +273,7 @@ func (r *Redis) RestoreMarkers(ctx context.Context, shard int, markers map[strin
 
 // Scan implements Scripts.
 func (r *Redis) Scan(ctx context.Context, shard int, window int64, cursor uint64) (uint64, WindowPart, error) {
-	key := strings.TrimSuffix(r.meta[shard], "meta") + "w:" + strconv.FormatInt(window, 10)
+	key := r.prefix(shard) + "w:" + strconv.FormatInt(window, 10)
 	chunk, err := r.client.Do(ctx, r.client.B().Hscan().Key(key).Cursor(cursor).Count(scanCount).Build()).AsScanEntry()
 	if err != nil {
 		return 0, WindowPart{}, err
@@ -310,13 +310,16 @@ func (r *Redis) Sweep(ctx context.Context, shard int) error {
 	return r.run(ctx, r.sweep, shard, []string{strconv.Itoa(maxSwept)}).Error()
 }
 
+// prefix begins the names of all keys of a shard.
+func (r *Redis) prefix(shard int) string { return strings.TrimSuffix(r.meta[shard], "meta") }
+
 func (r *Redis) run(ctx context.Context, s *script, shard int, args []string) rueidis.RedisResult {
 	return s.exec(ctx, r.client, []string{r.meta[shard]}, args)
 }
 
 // Claimed implements Scripts.
 func (r *Redis) Claimed(ctx context.Context, shard int, id counter.RequestID, now int64) (string, bool, error) {
-	prefix := strings.TrimSuffix(r.meta[shard], "meta")
+	prefix := r.prefix(shard)
 	var buckets []string
 	if made, timed := id.Time(); timed {
 		buckets = append(buckets, "id:"+strconv.FormatInt(made-made%timedBucket, 10))

@@ -151,19 +151,9 @@ func (l *stateLoader) lookUp(ctx context.Context, groups []PairGroup) ([][]PairV
 }
 
 func (l *stateLoader) lookUpOnce(ctx context.Context, groups []PairGroup) ([][]PairValue, error) {
-	for tries := 1; ; tries++ {
-		attempt, cancel := context.WithTimeout(ctx, readAttempt)
-		sent := time.Now()
-		values, err := l.scripts.Likes(attempt, groups)
-		cancel()
-		l.metrics.script("likes", sent, err)
-		if err == nil {
-			return values, nil
-		}
-		if tries == readAttempts || classify(err) != lostAnswer {
-			return nil, readError(err)
-		}
-	}
+	return tryRead(ctx, l.metrics, "likes", func(ctx context.Context) ([][]PairValue, error) {
+		return l.scripts.Likes(ctx, groups)
+	})
 }
 
 // askLedger reads the pairs' states, unless the ledger has failed just now.

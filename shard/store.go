@@ -205,19 +205,30 @@ func (s *Store) claimedAtHome(ctx context.Context, c *counter.Change, p *part) (
 	if !p.once.current || !p.id.set || p.spread == 0 {
 		return false, nil
 	}
-	key, now := p.entries[0].Key, s.clock.milliseconds()
+	now := s.clock.milliseconds()
 	firstAway := counter.PeriodStart(p.spread+afterMarker, c.OncePer) + p.once.period
 	if now > firstAway+(s.cfg.Dedupe+2*counter.MaxEarly).Milliseconds() {
 		return false, nil
 	}
-	value, known, err := s.scripts.Claimed(ctx, Home(key, s.cfg.Shards), c.RequestID, now)
+	_, known, err := s.askHome(ctx, c, p, now)
+	return known, err
+}
+
+// askHome reports whether the home of a single entry that is away from it knows the change's request id, and what
+// became of a like then.
+func (s *Store) askHome(ctx context.Context, c *counter.Change, p *part, now int64) (changed, known bool, err error) {
+	kept, known, err := s.scripts.Claimed(ctx, Home(p.entries[0].Key, s.cfg.Shards), c.RequestID, now)
 	switch {
 	case err != nil:
-		return false, readError(err)
-	case known && value != p.id.value:
-		return false, counter.ErrRequestIDReused
+		return false, false, readError(err)
+	case !known:
+		return false, false, nil
 	}
-	return known, nil
+	changed, same := p.id.repeated(kept, c.Like)
+	if !same {
+		return false, false, counter.ErrRequestIDReused
+	}
+	return changed, true, nil
 }
 
 // tally sums up the jobs of a change.

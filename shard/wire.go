@@ -230,28 +230,17 @@ func parseReadReply(message rueidis.RedisMessage, keys int) (ReadReply, error) {
 
 // eachBase calls f for each base of a list that is cached (lib.lua has the form).
 func eachBase(list rueidis.RedisMessage, length int, f func(i int, total, likes int64)) error {
-	cells, err := list.ToArray()
-	if err != nil {
-		return err
-	}
-	if len(cells) != length {
-		return errAnswer
-	}
-	for i := range cells {
-		if cells[i].IsNil() {
-			continue
-		}
-		text, err := cells[i].ToString()
+	return eachCell(list, length, func(i int, cell *rueidis.RedisMessage) error {
+		text, err := cell.ToString()
 		if err != nil {
 			return err
 		}
 		total, likes, err := parseBase(text)
-		if err != nil {
-			return err
+		if err == nil {
+			f(i, total, likes)
 		}
-		f(i, total, likes)
-	}
-	return nil
+		return err
+	})
 }
 
 func parseBase(text string) (total, likes int64, err error) {
@@ -264,6 +253,17 @@ func parseBase(text string) (total, likes int64, err error) {
 
 // eachNumber calls f for each element of a list that is not nil.
 func eachNumber(list rueidis.RedisMessage, length int, f func(i int, n int64)) error {
+	return eachCell(list, length, func(i int, cell *rueidis.RedisMessage) error {
+		n, err := cell.AsInt64()
+		if err == nil {
+			f(i, n)
+		}
+		return err
+	})
+}
+
+// eachCell calls f for each element of a list that is not nil, until it fails.
+func eachCell(list rueidis.RedisMessage, length int, f func(i int, cell *rueidis.RedisMessage) error) error {
 	cells, err := list.ToArray()
 	if err != nil {
 		return err
@@ -275,11 +275,9 @@ func eachNumber(list rueidis.RedisMessage, length int, f func(i int, n int64)) e
 		if cells[i].IsNil() {
 			continue
 		}
-		n, err := cells[i].AsInt64()
-		if err != nil {
+		if err := f(i, &cells[i]); err != nil {
 			return err
 		}
-		f(i, n)
 	}
 	return nil
 }
