@@ -36,9 +36,32 @@ servers: ## Install redis-server and PostgreSQL (Debian packages) if they are mi
 test: servers ## Run all tests, with the race detector, on real servers.
 	$(GO) test -race ./...
 
+# For each of the deployments that the suite has.
+CHAOS_FAULTS ?= 150
+CHAOS_OPS ?= 1500000
+CHAOS_SEED ?= 0
+
+.PHONY: chaos
+chaos: servers ## Run the fault suite for an hour or so, as root for the full disks; CHAOS_FAULTS, CHAOS_OPS, CHAOS_SEED.
+	mkdir -p bin/chaos
+	$(GO) test ./internal/chaos -run 'TestChaos|TestPlantedBugs' -count=1 -timeout=3h -v -args -chaos.faults=$(CHAOS_FAULTS) \
+		-chaos.ops=$(CHAOS_OPS) -chaos.seed=$(CHAOS_SEED) -chaos.skew -chaos.bugs -chaos.history=$(CURDIR)/bin/chaos
+
+FUZZTIME ?= 10s
+
+# Go before 1.27 now and then takes the end of the time for a failure: go.dev/issue/75804.
+.PHONY: fuzz
+fuzz: servers ## Fuzz each target for FUZZTIME (10s), one after the other.
+	@$(GO) test -list '^Fuzz' ./... | awk '/^Fuzz/ { t[n++] = $$1 } /^ok/ { while (n) print $$2, t[--n] }' | \
+	while read -r package target; do \
+		out=$$($(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1s "$$package" \
+			</dev/null 2>&1 | tee >(cat >&2)) || grep -qx ' *context deadline exceeded' <<<"$$out"; \
+	done
+
 .PHONY: lint
 lint: $(GOLANGCI_LINT) ## Check code, formatting and protos.
 	$(GOLANGCI_LINT) run ./...
+	$(GOLANGCI_LINT) run --build-tags failpoint ./internal/failpoint/...
 	$(BUF) lint
 
 .PHONY: fmt

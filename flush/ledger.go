@@ -50,14 +50,21 @@ type DirectLedger interface {
 	PruneClaims(ctx context.Context, limit int) (int, error)
 }
 
+// ShardLock is a flush lock that was taken.
+type ShardLock struct {
+	// Held returns an error if the lock was lost, as it is with its connection.
+	Held func(context.Context) error
+	// Release is called once, also after the lock was lost.
+	Release func()
+}
+
 // WindowLedger takes sealed windows, as the flush worker of sharded mode drains them. All methods may be
 // called concurrently, by several processes.
 type WindowLedger interface {
 	shard.Ledger
 	// LockShard takes the shard's flush lock, which keeps workers out of each other's way (their
-	// correctness does not depend on it). ok is false if another worker holds it. Release is called
-	// once, also after the lock was lost with its connection.
-	LockShard(ctx context.Context, shard int) (release func(), ok bool, err error)
+	// correctness does not depend on it). ok is false if another worker holds it.
+	LockShard(ctx context.Context, shard int) (lock ShardLock, ok bool, err error)
 	// Watermark is the last window of the shard that was applied, zero if none was.
 	Watermark(ctx context.Context, n int) (shard.SealedWindow, error)
 	// Apply sets a window's likes, adds its deltas to totals and history and sets the shard's watermark to its

@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/plusone-dev/plusone/internal/counter"
+	"github.com/plusone-dev/plusone/internal/failpoint"
 )
 
 // rowsPerStatement is where larger statements stop being faster, while each costs memory on both sides.
@@ -89,9 +90,11 @@ func (p *Postgres) applyWindow(ctx context.Context, w Window, clip bool) (Applie
 		batch.Queue(addMarkersSQL, keys, markers, w.Shard)
 	}
 	batch.Queue(`UPDATE shards SET watermark = $2, token = $3 WHERE shard = $1`, w.Shard, w.ID, w.Token)
+	failpoint.Hit(failpoint.ApplyCommitBefore)
 	if err := tx.commit(ctx, batch); err != nil {
 		return Applied{}, commitError("apply window", err)
 	}
+	failpoint.Hit(failpoint.ApplyCommitAfter)
 	return applied, nil
 }
 

@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/plusone-dev/plusone/internal/counter"
+	"github.com/plusone-dev/plusone/internal/failpoint"
 )
 
 type commandTag = pgconn.CommandTag
@@ -117,9 +118,11 @@ func (p *Postgres) commitPlain(ctx context.Context, g *group) ([]Verdict, time.T
 	sent := time.Now()
 	queueClock(batch, &now)
 	p.queueSums(batch, d.sorted(), directShard, nil)
+	failpoint.Hit(failpoint.DirectCommitBefore)
 	if err := conn.SendBatch(ctx, batch).Close(); err != nil {
 		return nil, time.Time{}, commitError("commit", err)
 	}
+	failpoint.Hit(failpoint.DirectCommitAfter)
 	return d.verdicts, asOf(now, sent), nil
 }
 
@@ -168,9 +171,11 @@ func (p *Postgres) commitWithClaims(ctx context.Context, g *group, careful bool)
 	batch = &pgx.Batch{}
 	claims.queueRelease(batch, g, d)
 	p.queueSums(batch, d.sorted(), directShard, nil)
+	failpoint.Hit(failpoint.DirectCommitBefore)
 	if err := tx.commit(ctx, batch); err != nil {
 		return nil, time.Time{}, commitError("commit", err)
 	}
+	failpoint.Hit(failpoint.DirectCommitAfter)
 	return d.verdicts, asOf(tx.now, tx.sent), nil
 }
 

@@ -3,6 +3,7 @@ package flush
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"sync"
 
@@ -20,23 +21,31 @@ var errLockLost = errors.New("the lock was not held any more")
 
 // LockShard implements WindowLedger by an advisory lock, which ends with its connection. Every lock held
 // takes a connection of its own.
-func (p *Postgres) LockShard(ctx context.Context, shard int) (func(), bool, error) {
+func (p *Postgres) LockShard(ctx context.Context, shard int) (ShardLock, bool, error) {
 	conn, err := p.locks.Acquire(ctx)
 	if err != nil {
-		return nil, false, postgresError("lock shard", err)
+		return ShardLock{}, false, postgresError("lock shard", err)
 	}
 	var ok bool
 	if err := conn.QueryRow(ctx, lockShardSQL, shard).Scan(&ok); err != nil {
 		// The lock may have been taken: only the end of the connection is sure to free it.
 		discard(ctx, conn)
-		return nil, false, postgresError("lock shard", err)
+		return ShardLock{}, false, postgresError("lock shard", err)
 	}
 	if !ok {
 		conn.Release()
-		return nil, false, nil
+		return ShardLock{}, false, nil
 	}
-	release := sync.OnceFunc(func() { p.unlockShard(context.WithoutCancel(ctx), conn, shard) })
-	return release, true, nil
+	return ShardLock{
+		// The server frees the lock when it ends the session, so a session that answers has it.
+		Held: func(ctx context.Context) error {
+			if err := conn.Ping(ctx); err != nil {
+				return fmt.Errorf("%w: %w", errLockLost, postgresError("lock shard", err))
+			}
+			return nil
+		},
+		Release: sync.OnceFunc(func() { p.unlockShard(context.WithoutCancel(ctx), conn, shard) }),
+	}, true, nil
 }
 
 func (p *Postgres) unlockShard(ctx context.Context, conn *pgxpool.Conn, shard int) {

@@ -13,6 +13,7 @@ import (
 	"github.com/plusone-dev/plusone/flush"
 	"github.com/plusone-dev/plusone/internal/counter"
 	"github.com/plusone-dev/plusone/internal/ledgertest"
+	"github.com/plusone-dev/plusone/internal/netfault"
 	"github.com/plusone-dev/plusone/internal/pgtest"
 )
 
@@ -129,11 +130,11 @@ func TestPostgresSchemasAreApart(t *testing.T) {
 		t.Errorf("the other schema has %+v, %v", bases, err)
 	}
 	for _, ledger := range []*flush.Postgres{one, two} {
-		release, ok, err := ledger.LockShard(t.Context(), 0)
+		lock, ok, err := ledger.LockShard(t.Context(), 0)
 		if err != nil || !ok {
 			t.Fatalf("LockShard: %v, %v", ok, err)
 		}
-		defer release()
+		defer lock.Release()
 	}
 	var tables int
 	row := openDB(t, "pgx", db).QueryRowContext(t.Context(), `SELECT count(*) FROM pg_tables WHERE schemaname = 'public'`)
@@ -181,22 +182,22 @@ func TestPostgresLostAnswers(t *testing.T) {
 	for _, test := range []struct {
 		name     string
 		id       counter.RequestID
-		cut      cut
+		cut      netfault.Cut
 		want     error
 		wantNot  error
 		counted  int64
 		sentKey  bool // the cut is at the statement with the key, else at the one with the id
 		repeated counter.Outcome
 	}{
-		{"answer to a plain commit", counter.RequestID{}, cutAnswer, counter.ErrInDoubt, counter.ErrUnavailable, 1, true, 0},
-		{"answer to a commit with an id", ledgertest.Opaque(), cutAnswer, counter.ErrInDoubt, counter.ErrUnavailable, 1, true, counter.Duplicate},
-		{"commit with an id", ledgertest.Opaque(), cutRequest, counter.ErrInDoubt, counter.ErrUnavailable, 0, true, counter.Applied},
-		{"claim of the id", ledgertest.Opaque(), cutRequest, counter.ErrUnavailable, counter.ErrInDoubt, 0, false, counter.Applied},
-		{"answer to the claim of the id", ledgertest.Opaque(), cutAnswer, counter.ErrUnavailable, counter.ErrInDoubt, 0, false, counter.Applied},
+		{"answer to a plain commit", counter.RequestID{}, netfault.CutAnswer, counter.ErrInDoubt, counter.ErrUnavailable, 1, true, 0},
+		{"answer to a commit with an id", ledgertest.Opaque(), netfault.CutAnswer, counter.ErrInDoubt, counter.ErrUnavailable, 1, true, counter.Duplicate},
+		{"commit with an id", ledgertest.Opaque(), netfault.CutRequest, counter.ErrInDoubt, counter.ErrUnavailable, 0, true, counter.Applied},
+		{"claim of the id", ledgertest.Opaque(), netfault.CutRequest, counter.ErrUnavailable, counter.ErrInDoubt, 0, false, counter.Applied},
+		{"answer to the claim of the id", ledgertest.Opaque(), netfault.CutAnswer, counter.ErrUnavailable, counter.ErrInDoubt, 0, false, counter.Applied},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			proxy := newProxy(t, db)
-			ledger := openPostgres(t, proxy.url)
+			proxy, url := netfault.StartURL(t, db)
+			ledger := openPostgres(t, url)
 			// Statements are prepared by the first use of a connection, and not sent again.
 			for _, id := range []counter.RequestID{{}, ledgertest.Opaque()} {
 				if _, _, err := ledger.Commit(t.Context(), []counter.Change{ledgertest.With(id, ledgertest.Add("views/warm", 1))}); err != nil {
@@ -209,10 +210,13 @@ func TestPostgresLostAnswers(t *testing.T) {
 			if !test.sentKey {
 				pattern = test.id.Bytes()
 			}
-			proxy.arm(pattern, test.cut)
+			proxy.CutOn(pattern, test.cut)
 			_, _, err := ledger.Commit(t.Context(), change)
 			if !errors.Is(err, test.want) || errors.Is(err, test.wantNot) {
 				t.Errorf("error %v, want %v", err, test.want)
+			}
+			if !proxy.Fired() {
+				t.Error("the connection was not cut")
 			}
 			counts, err := direct.Counts(t.Context(), []string{key})
 			if err != nil || counts[0].Value != test.counted {
@@ -307,7 +311,7 @@ func TestPostgresLockIsLostWithItsConnection(t *testing.T) {
 	t.Parallel()
 	url := newPostgres(t, flush.ModeSharded)
 	one, two := openPostgres(t, url), openPostgres(t, url)
-	release, ok, err := one.LockShard(t.Context(), 0)
+	lost, ok, err := one.LockShard(t.Context(), 0)
 	if err != nil || !ok {
 		t.Fatalf("LockShard: %v, %v", ok, err)
 	}
@@ -318,11 +322,14 @@ func TestPostgresLockIsLostWithItsConnection(t *testing.T) {
 	if err != nil || !ok {
 		t.Fatalf("LockShard after the holder's connection died: %v, %v", ok, err)
 	}
-	release()
+	if err := lost.Held(t.Context()); err == nil {
+		t.Error("the lost lock is held")
+	}
+	lost.Release()
 	if _, ok, err := one.LockShard(t.Context(), 0); err != nil || ok {
 		t.Errorf("the release of a lost lock freed that of another: %v, %v", ok, err)
 	}
-	again()
+	again.Release()
 }
 
 func BenchmarkPostgresCommit(b *testing.B) {

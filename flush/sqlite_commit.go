@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/plusone-dev/plusone/internal/counter"
+	"github.com/plusone-dev/plusone/internal/failpoint"
 	"github.com/plusone-dev/plusone/shard"
 )
 
@@ -59,11 +60,16 @@ func (s *SQLite) Commit(ctx context.Context, changes []counter.Change) ([]Verdic
 		if err := w.setLikes(ctx, before, held.liked, s.clock.now().UnixMicro()); err != nil {
 			return err
 		}
-		return s.write(ctx, w, d, held, now)
+		if err := s.write(ctx, w, d, held, now); err != nil {
+			return err
+		}
+		failpoint.Hit(failpoint.DirectCommitBefore)
+		return nil
 	})
 	if err != nil {
 		return nil, time.Time{}, err
 	}
+	failpoint.Hit(failpoint.DirectCommitAfter)
 	return d.verdicts, s.clock.now(), nil
 }
 

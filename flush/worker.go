@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/plusone-dev/plusone/internal/counter"
+	"github.com/plusone-dev/plusone/internal/failpoint"
 	"github.com/plusone-dev/plusone/shard"
 )
 
@@ -105,8 +106,9 @@ func (w *Worker) report(ctx context.Context, n int, err error) {
 // Round drains the sealed windows of a shard, unless another worker is at it. It may fail or be killed
 // between any two steps: the next round, by whichever worker, goes on from there.
 func (w *Worker) Round(ctx context.Context, n int) error {
+	failpoint.Before("lock")
 	step, cancel := context.WithTimeout(ctx, w.cfg.StepTimeout)
-	release, ok, err := w.ledger.LockShard(step, n)
+	lock, ok, err := w.ledger.LockShard(step, n)
 	cancel()
 	if err != nil {
 		return fmt.Errorf("lock: %w", err)
@@ -114,17 +116,20 @@ func (w *Worker) Round(ctx context.Context, n int) error {
 	if !ok {
 		return nil
 	}
-	defer release()
+	defer lock.Release()
+	failpoint.After("lock")
 	for {
-		more, err := w.pass(ctx, n)
+		more, err := w.pass(ctx, n, lock)
 		if err != nil || !more {
 			return err
 		}
 	}
 }
 
-// pass drains the windows that one Seal returns, and reports whether there may be more.
-func (w *Worker) pass(ctx context.Context, n int) (more bool, err error) {
+// pass drains the windows that one Seal returns, and reports whether there may be more. Before each it looks whether
+// the lock is still its own: two workers at one shard discard each other's windows, with all cached bases, which makes a
+// backlog grow that neither gets to the end of.
+func (w *Worker) pass(ctx context.Context, n int, lock ShardLock) (more bool, err error) {
 	s := w.steps(ctx)
 	var watermark shard.SealedWindow
 	var sealed shard.SealReply
@@ -155,6 +160,10 @@ func (w *Worker) pass(ctx context.Context, n int) (more bool, err error) {
 	w.metrics.observe(n, sealed)
 	more = sealed.More
 	for _, window := range sealed.Sealed {
+		s.do("hold", lock.Held)
+		if s.err != nil {
+			return false, s.err
+		}
 		done, err := w.drain(ctx, n, window, watermark.ID, sealed.Time)
 		if err != nil || done == postponed {
 			return false, err
@@ -179,11 +188,14 @@ func (s *steps) do(name string, f func(context.Context) error) {
 	if s.err != nil {
 		return
 	}
+	failpoint.Before(name)
 	ctx, cancel := context.WithTimeout(s.ctx, s.timeout)
 	defer cancel()
 	if err := f(ctx); err != nil {
 		s.err = fmt.Errorf("%s: %w", name, err)
+		return
 	}
+	failpoint.After(name)
 }
 
 func (w *Worker) rolledBack(ctx context.Context, n int) {

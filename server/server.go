@@ -34,6 +34,10 @@ const (
 	// maxHeaderBytes is ample for a bearer token.
 	maxHeaderBytes = 64 << 10
 
+	// greetingTimeout is how long the client of a new connection may take to greet. One that is there does so at
+	// once, and a stop waits for those that say nothing, beyond its own time if need be.
+	greetingTimeout = 5 * time.Second
+
 	// idleInterval is how often a server that stops looks whether requests are still worked on.
 	idleInterval = 20 * time.Millisecond
 )
@@ -106,7 +110,7 @@ func limits() []grpc.ServerOption {
 		grpc.MaxRecvMsgSize(maxMessageBytes),
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.MaxHeaderListSize(maxHeaderBytes),
-		grpc.ConnectionTimeout(20 * time.Second),
+		grpc.ConnectionTimeout(greetingTimeout),
 		// Clients behind proxies that drop idle connections ping, but not more often than this.
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
 		// Connections whose client has vanished are noticed and closed.

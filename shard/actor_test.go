@@ -181,8 +181,8 @@ type steppedLedger struct {
 }
 
 // LockShard grants every worker the lock: the protocol's correctness does not rest on it.
-func (l *steppedLedger) LockShard(context.Context, int) (func(), bool, error) {
-	return func() {}, true, l.a.ctx.Err()
+func (l *steppedLedger) LockShard(context.Context, int) (flush.ShardLock, bool, error) {
+	return flush.ShardLock{Held: func(context.Context) error { return nil }, Release: func() {}}, true, l.a.ctx.Err()
 }
 
 func (l *steppedLedger) Watermark(ctx context.Context, n int) (shard.SealedWindow, error) {

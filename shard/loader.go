@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/plusone-dev/plusone/internal/counter"
+	"github.com/plusone-dev/plusone/internal/failpoint"
 	"github.com/plusone-dev/plusone/internal/groupcommit"
 )
 
@@ -140,6 +141,7 @@ func (l *loader) load(ctx context.Context, loads []*baseLoad) error {
 		if len(snapshot.Watermarks) != l.shards {
 			return fmt.Errorf("ledger has %d shards, not %d", len(snapshot.Watermarks), l.shards)
 		}
+		failpoint.Hit(failpoint.LoadBefore)
 		rows := indexRows(snapshot.Rows, l.shards)
 		left := false
 		for shard, keys := range wanted {

@@ -233,9 +233,9 @@ func (s *Store) askHome(ctx context.Context, c *counter.Change, p *part, now int
 
 // tally sums up the jobs of a change.
 type tally struct {
-	applied, once bool
-	micros        int64
-	err           error
+	applied, duplicate, once bool
+	micros                   int64
+	err                      error
 }
 
 // add takes over a finished job and returns the entries that must be routed again.
@@ -252,6 +252,7 @@ func (t *tally) add(j *job) []counter.Entry {
 		case counter.AlreadyCounted:
 			t.once = true
 		case counter.Duplicate:
+			t.duplicate = true
 		default:
 			if j.err == nil {
 				again = append(again, j.parts[i].entries...)
@@ -267,12 +268,13 @@ func (t *tally) fail(err error) {
 	}
 }
 
-// error is that of the change as a whole. Where one shard of a cluster has taken its part and another cannot
-// now, the change is in doubt.
+// error is that of the change as a whole. Where one shard of a cluster has counted its part, now or before, and another
+// cannot, the change is in doubt, whatever the reason: to say that it was refused would be to say that nothing of it was
+// counted. Only an id that was used for another change is told as such.
 func (t *tally) error() error {
-	if t.applied && (errors.Is(t.err, counter.ErrUnavailable) || errors.Is(t.err, counter.ErrOverloaded) ||
-		errors.Is(t.err, counter.ErrFull)) {
-		return fmt.Errorf("%w: %w", counter.ErrInDoubt, t.err)
+	counted := t.applied || t.duplicate
+	if counted && !errors.Is(t.err, counter.ErrInDoubt) && !errors.Is(t.err, counter.ErrRequestIDReused) {
+		return fmt.Errorf("%w: a part of it was counted: %v", counter.ErrInDoubt, t.err)
 	}
 	return t.err
 }

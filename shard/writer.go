@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/plusone-dev/plusone/internal/counter"
+	"github.com/plusone-dev/plusone/internal/failpoint"
 	"github.com/plusone-dev/plusone/internal/groupcommit"
 )
 
@@ -137,6 +138,7 @@ func (w *writer) send(ctx context.Context) []*job {
 		}
 		return nil
 	}
+	failpoint.Hit(failpoint.WriteAnswered)
 	if reply.Status == WriteApplied {
 		w.applied(reply)
 		return nil

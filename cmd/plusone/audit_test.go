@@ -18,6 +18,7 @@ import (
 
 	"github.com/plusone-dev/plusone/client"
 	"github.com/plusone-dev/plusone/internal/pgtest"
+	"github.com/plusone-dev/plusone/internal/plusonetest"
 	"github.com/plusone-dev/plusone/internal/redistest"
 	"github.com/plusone-dev/plusone/internal/testproc"
 	"github.com/plusone-dev/plusone/shard"
@@ -76,7 +77,7 @@ func TestAuditFindsAndRepairs(t *testing.T) {
 				t.Fatalf("audit exits %d: %q\n%s", code, found, rest)
 			}
 			if sharded {
-				s.terminate() // bases that are read again would be loaded anew
+				s.Terminate() // bases that are read again would be loaded anew
 			}
 
 			db := deploymentDB(t, args)
@@ -105,7 +106,7 @@ func TestAuditFindsAndRepairs(t *testing.T) {
 				if _, rest, code := runAudit(t, args, "--repair"); code != misuse || !strings.Contains(rest, "in use by another process") {
 					t.Errorf("a repair beside a server exits %d:\n%s", code, rest)
 				}
-				s.terminate()
+				s.Terminate()
 			}
 			found, rest, code = runAudit(t, args, "--repair")
 			if code != differing || len(found) < 2 || !strings.Contains(rest, "msg=repaired key=views/a count=3 now=7") ||
@@ -193,7 +194,7 @@ func TestAuditBesideServers(t *testing.T) {
 		t.Run(m.name, func(t *testing.T) {
 			t.Parallel()
 			args, _ := m.deploy(t)
-			var servers []*instance
+			var servers []*plusonetest.Instance
 			for range m.servers {
 				servers = append(servers, start(t, append(args, m.args...)...))
 			}
@@ -263,7 +264,7 @@ func TestAuditAfterKill(t *testing.T) {
 	args := []string{"--data=" + filepath.Join(testproc.TempDir(t), "plusone.db")}
 	s := start(t, args...)
 	countAndLike(t, dial(t, s))
-	s.kill()
+	s.Kill()
 	if found, rest, code := runAudit(t, args); code != 0 || !strings.Contains(rest, "audited counters=2 differences=0") {
 		t.Errorf("audit exits %d: %q\n%s", code, found, rest)
 	}

@@ -72,7 +72,7 @@ func TestRefusals(t *testing.T) {
 func TestInsecure(t *testing.T) {
 	t.Parallel()
 	s := launch(t, "serve", "--grpc-addr=0.0.0.0:0", "--insecure", "--data="+filepath.Join(t.TempDir(), "plusone.db"))
-	s.waitReady()
+	s.WaitReady()
 }
 
 func TestSettingsMismatch(t *testing.T) {
@@ -127,7 +127,7 @@ func TestRedisSettings(t *testing.T) {
 	const warning = "redis has no append-only file"
 	forgetful := start(t, args(redistest.Start(t, redistest.MaxMemory(64<<20, "volatile-lfu")))...)
 	durable := start(t, args(redistest.Start(t, redistest.AppendFsyncAlways()))...)
-	if !strings.Contains(string(forgetful.output()), warning) || strings.Contains(string(durable.output()), warning) {
+	if !strings.Contains(string(forgetful.Output()), warning) || strings.Contains(string(durable.Output()), warning) {
 		t.Error("the warning about the append-only file is missing, or out of place")
 	}
 }

@@ -19,6 +19,7 @@ import (
 	plusonev1 "github.com/plusone-dev/plusone/api/plusone/v1"
 	"github.com/plusone-dev/plusone/client"
 	"github.com/plusone-dev/plusone/internal/pgtest"
+	"github.com/plusone-dev/plusone/internal/plusonetest"
 	"github.com/plusone-dev/plusone/internal/redistest"
 	"github.com/plusone-dev/plusone/internal/testproc"
 )
@@ -35,7 +36,7 @@ func TestKill(t *testing.T) {
 			l := startLoad(t, c, 8, "a", "b", "c")
 			for range 4 {
 				l.progress(150)
-				s.restart()
+				s.Restart()
 			}
 			l.progress(150)
 			l.end()
@@ -72,7 +73,7 @@ func TestPostgresOutage(t *testing.T) {
 	if got := count(t, c, key); got != want {
 		t.Errorf("count is %d without Postgres, want %d", got, want)
 	}
-	if code, _ := s.page("/healthz"); code != 200 {
+	if code, _ := s.Page("/healthz"); code != 200 {
 		t.Errorf("/healthz answers %d without Postgres", code)
 	}
 	if _, err := c.Get(within(t, time.Second), "views/unknown", client.Fresh()); !errors.Is(err, client.ErrUnavailable) {
@@ -109,7 +110,7 @@ func TestRedisOutage(t *testing.T) {
 	}
 	redis.Kill()
 
-	conn, err := grpc.NewClient(s.grpcAddr, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	conn, err := grpc.NewClient(s.GRPCAddr, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	must(t, err)
 	defer func() { must(t, conn.Close()) }()
 	ctx := within(t, 4*time.Second)
@@ -124,7 +125,7 @@ func TestRedisOutage(t *testing.T) {
 	if _, err := c.Get(within(t, time.Second), "views/unknown"); !errors.Is(err, client.ErrUnavailable) {
 		t.Errorf("read of an unknown key without Redis: %v", err)
 	}
-	if code, _ := s.page("/healthz"); code != 200 {
+	if code, _ := s.Page("/healthz"); code != 200 {
 		t.Errorf("/healthz answers %d without Redis", code)
 	}
 
@@ -167,8 +168,8 @@ func TestRollback(t *testing.T) {
 
 	redis.Restore(past)
 	eventually(t, "the rollback is noticed", func() bool {
-		_, metrics := s.page("/metrics")
-		return !strings.Contains(metrics, "\nplusone_flush_rollbacks_total 0\n") && strings.Contains(string(s.output()), "redis went back in time")
+		_, metrics := s.Page("/metrics")
+		return !strings.Contains(metrics, "\nplusone_flush_rollbacks_total 0\n") && strings.Contains(string(s.Output()), "redis went back in time")
 	})
 	eventually(t, "a fresh read agrees with Postgres", func() bool { return count(t, c, key) == 8 })
 	for _, old := range []string{id, "not-a-uuid"} {
@@ -189,12 +190,12 @@ func TestStartTogether(t *testing.T) {
 	t.Parallel()
 	redis := redistest.Start(t, redistest.AppendFsyncAlways())
 	url := pgtest.NewDatabase(t)
-	servers := make([]*instance, 5)
+	servers := make([]*plusonetest.Instance, 5)
 	for i := range servers {
 		servers[i] = launch(t, append([]string{"serve", "--grpc-addr=127.0.0.1:0"}, shardedArgs(redis.URL(), url)...)...)
 	}
 	for _, s := range servers {
-		s.waitReady()
+		s.WaitReady()
 	}
 	for _, s := range servers {
 		_, err := dial(t, s).Increment(context.Background(), "a", 1)
@@ -211,15 +212,15 @@ func TestRollingRestart(t *testing.T) {
 	redis := redistest.Start(t, redistest.AppendFsyncAlways())
 	url := pgtest.NewDatabase(t)
 	args := shardedArgs(redis.URL(), url)
-	servers := []*instance{startAt(t, args...), startAt(t, args...)}
+	servers := []*plusonetest.Instance{startAt(t, args...), startAt(t, args...)}
 	c := dial(t, servers...)
 	l := startLoad(t, c, 8, "a", "b")
 	for range 2 {
 		for _, s := range servers {
 			l.progress(200)
-			s.terminate()
+			s.Terminate()
 			l.progress(50)
-			s.restart()
+			s.Restart()
 		}
 	}
 	l.progress(200)
@@ -234,8 +235,8 @@ func TestFlushAlone(t *testing.T) {
 	args := shardedArgs(redis.URL(), url)
 	s := start(t, append(args[:len(args)-1:len(args)-1], "--flush=false")...)
 	worker := launch(t, append([]string{"flush"}, args...)...)
-	worker.waitReady()
-	if code, body := worker.page("/healthz"); code != 200 || body != "ok flush worker\n" {
+	worker.WaitReady()
+	if code, body := worker.Page("/healthz"); code != 200 || body != "ok flush worker\n" {
 		t.Errorf("/healthz of the worker answers %d %q", code, body)
 	}
 	l := startLoad(t, dial(t, s), 4, "a")
@@ -243,12 +244,12 @@ func TestFlushAlone(t *testing.T) {
 		l.progress(200)
 		before := postgresTotal(t, url, "a")
 		eventually(t, "the worker drains", func() bool { return postgresTotal(t, url, "a") > before })
-		worker.restart()
+		worker.Restart()
 	}
 	l.end()
 	want := l.total.Load()
 	eventually(t, "all is drained", func() bool { return postgresTotal(t, url, "a") >= want })
-	worker.terminate()
+	worker.Terminate()
 	if got := postgresTotal(t, url, "a"); got != want {
 		t.Errorf("counter_totals has %d, want %d", got, want)
 	}
@@ -271,7 +272,7 @@ func beginCall(t *testing.T, conn *grpc.ClientConn) {
 func TestSecondSignal(t *testing.T) {
 	t.Parallel()
 	s := start(t, "--data="+testproc.TempDir(t)+"/plusone.db", "--shutdown-timeout=1h")
-	conn, err := grpc.NewClient(s.grpcAddr, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	conn, err := grpc.NewClient(s.GRPCAddr, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	must(t, err)
 	defer func() { must(t, conn.Close()) }()
 	beginCall(t, conn)
@@ -285,14 +286,14 @@ func TestSecondSignal(t *testing.T) {
 		if got.GetStatus() != want {
 			t.Fatalf("health is %v, want %v", got.GetStatus(), want)
 		}
-		must(t, s.process.Signal(syscall.SIGTERM))
+		must(t, s.Process.Signal(syscall.SIGTERM))
 	}
 	eventually(t, "the process ends", func() bool {
 		// The first signal may still be on its way to the program.
-		must(t, s.process.Signal(syscall.SIGTERM))
-		return s.process.Exited()
+		must(t, s.Process.Signal(syscall.SIGTERM))
+		return s.Process.Exited()
 	})
-	if s.logged("stopping") == nil || s.logged("stopped") != nil {
+	if s.Logged("stopping") == nil || s.Logged("stopped") != nil {
 		t.Error("the process did not begin to stop in order, or ended that")
 	}
 }
@@ -301,15 +302,15 @@ func TestSecondSignal(t *testing.T) {
 func TestShutdownTimeout(t *testing.T) {
 	t.Parallel()
 	s := start(t, "--data="+testproc.TempDir(t)+"/plusone.db", "--shutdown-timeout=1s")
-	conn, err := grpc.NewClient(s.grpcAddr, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	conn, err := grpc.NewClient(s.GRPCAddr, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	must(t, err)
 	defer func() { must(t, conn.Close()) }()
 	beginCall(t, conn)
-	must(t, s.process.Signal(syscall.SIGTERM))
-	if !s.process.Wait(patience) {
+	must(t, s.Process.Signal(syscall.SIGTERM))
+	if !s.Process.Wait(patience) {
 		t.Fatal("the process did not end")
 	}
-	if s.logged("failed") == nil {
+	if s.Logged("failed") == nil {
 		t.Error("the log does not say that the stop was cut short")
 	}
 }

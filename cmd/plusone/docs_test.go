@@ -180,7 +180,7 @@ func main() {
 }
 
 func readme(ctx context.Context) error {
-` + strings.ReplaceAll(code.String(), "127.0.0.1:50051", s.grpcAddr) + `
+` + strings.ReplaceAll(code.String(), "127.0.0.1:50051", s.GRPCAddr) + `
 	if err != nil {
 		return err
 	}

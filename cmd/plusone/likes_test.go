@@ -16,6 +16,7 @@ import (
 
 	"github.com/plusone-dev/plusone/client"
 	"github.com/plusone-dev/plusone/internal/pgtest"
+	"github.com/plusone-dev/plusone/internal/plusonetest"
 	"github.com/plusone-dev/plusone/internal/redistest"
 )
 
@@ -67,7 +68,7 @@ func TestLikeRace(t *testing.T) {
 		t.Run(m.name, func(t *testing.T) {
 			t.Parallel()
 			args, total := m.deploy(t)
-			var servers []*instance
+			var servers []*plusonetest.Instance
 			for range m.servers {
 				servers = append(servers, start(t, append(args, m.args...)...))
 			}
@@ -76,7 +77,7 @@ func TestLikeRace(t *testing.T) {
 			var left atomic.Int64
 			left.Store(calls)
 			for range connections {
-				c := dialWith(t, servers, losesAnswers())
+				c := plusonetest.Dial(t, servers, losesAnswers())
 				racing.Go(func() {
 					for left.Add(-1) >= 0 {
 						receipt, delta, err := setLike(c, key, actor, rand.IntN(2) == 0)
@@ -109,7 +110,7 @@ func TestLikeRace(t *testing.T) {
 			reading.Wait()
 
 			if m.args != nil {
-				if _, body := servers[0].page("/metrics"); !strings.Contains(body, "\nplusone_shard_spread_keys 1\n") {
+				if _, body := servers[0].Page("/metrics"); !strings.Contains(body, "\nplusone_shard_spread_keys 1\n") {
 					t.Error("the key was not spread")
 				}
 			}
@@ -179,7 +180,7 @@ func TestLikesKill(t *testing.T) {
 			var ended atomic.Bool
 			var acked atomic.Int64
 			var callers sync.WaitGroup
-			c := dialWith(t, []*instance{s}, losesAnswers())
+			c := plusonetest.Dial(t, []*plusonetest.Instance{s}, losesAnswers())
 			for caller := range 8 {
 				callers.Go(func() {
 					for n := 0; !ended.Load(); n++ {
@@ -202,7 +203,7 @@ func TestLikesKill(t *testing.T) {
 			for range 4 {
 				target := acked.Load() + 150
 				eventually(t, "likes are acknowledged", func() bool { return acked.Load() >= target || t.Failed() })
-				s.restart()
+				s.Restart()
 			}
 			ended.Store(true)
 			callers.Wait()
@@ -211,7 +212,7 @@ func TestLikesKill(t *testing.T) {
 				want := count(t, c, key)
 				eventually(t, "counter_totals agrees", func() bool { return total(t, key) == want })
 			}
-			s.terminate() // of a SQLite file there is one process
+			s.Terminate() // of a SQLite file there is one process
 			audit(t, args)
 		})
 	}
@@ -233,7 +234,7 @@ func TestLikesProvisional(t *testing.T) {
 	eventually(t, "the likes are in Postgres", func() bool { return postgresTotal(t, postgres.URL, key) == 20 })
 	redis.Do("FLUSHALL") // so that only Postgres knows who liked
 	eventually(t, "the loss was noticed", func() bool {
-		return s.logged("redis went back in time") != nil || postgresTotal(t, postgres.URL, key) == 20
+		return s.Logged("redis went back in time") != nil || postgresTotal(t, postgres.URL, key) == 20
 	})
 	postgres.Kill()
 	// Half of these are repeats, which nobody can tell now.

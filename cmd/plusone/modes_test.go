@@ -98,17 +98,17 @@ func TestContract(t *testing.T) {
 			exerciseBatch(t, c)
 
 			want := strings.Replace(m.name, "cluster", "sharded", 1)
-			if code, body := s.page("/healthz"); code != 200 || body != "ok "+want+"\n" {
+			if code, body := s.Page("/healthz"); code != 200 || body != "ok "+want+"\n" {
 				t.Errorf("/healthz answers %d %q", code, body)
 			}
-			if code, body := s.page("/metrics"); code != 200 || !strings.Contains(body, "\nplusone_cache_misses_total ") ||
+			if code, body := s.Page("/metrics"); code != 200 || !strings.Contains(body, "\nplusone_cache_misses_total ") ||
 				!strings.Contains(body, "\nprocess_cpu_seconds_total ") {
 				t.Errorf("/metrics answers %d without the metrics of plusone or of the process", code)
 			}
 			eventually(t, "counter_totals shows the counts", func() bool {
 				return total(t, "views/post:42") == 6 && total(t, "batch/0") == 20
 			})
-			s.terminate()
+			s.Terminate()
 		})
 	}
 }

@@ -21,7 +21,7 @@ func TestListsOfLikes(t *testing.T) {
 			args, _ := m.deploy(t)
 			s := start(t, args...)
 			c := dial(t, s)
-			conn, err := grpc.NewClient(s.grpcAddr, grpc.WithTransportCredentials(insecure.NewCredentials()))
+			conn, err := grpc.NewClient(s.GRPCAddr, grpc.WithTransportCredentials(insecure.NewCredentials()))
 			must(t, err)
 			defer func() { must(t, conn.Close()) }()
 			reports := plusonev1.NewReportServiceClient(conn)
@@ -54,7 +54,7 @@ func TestListsOfLikes(t *testing.T) {
 			eventually(t, "what an actor likes is listed", func() bool {
 				return slices.Equal(listLiked(ctx, t, reports, actor), want(liked))
 			})
-			s.terminate()
+			s.Terminate()
 		})
 	}
 }

@@ -13,6 +13,8 @@ import (
 	"github.com/alecthomas/kong"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
+	"google.golang.org/grpc/experimental"
+	"google.golang.org/grpc/mem"
 
 	"github.com/plusone-dev/plusone/flush"
 	"github.com/plusone-dev/plusone/server"
@@ -82,6 +84,9 @@ func (c *serveCommand) run(ctx context.Context, env environment) error {
 		return err
 	}
 	tuneGC()
+	if err := tuneBuffers(); err != nil {
+		return err
+	}
 	registry := newRegistry()
 	d, err := c.open(ctx, registry, env.logger)
 	if err != nil {
@@ -194,4 +199,15 @@ func tuneGC() {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(gcPercent)
 	}
+}
+
+// tuneBuffers gives gRPC buffers of all sizes, up to one for the largest message. Its own have nothing between 32 KiB and
+// 1 MiB, so that each answer a little over 32 KiB whose client does not take it would hold a whole mebibyte.
+func tuneBuffers() error {
+	pool, err := mem.NewBinaryTieredBufferPool(8, 12, 14, 15, 16, 17, 18, 19, 20) // powers of 2
+	if err != nil {
+		return fmt.Errorf("buffer pool: %w", err)
+	}
+	experimental.SetDefaultBufferPool(pool)
+	return nil
 }

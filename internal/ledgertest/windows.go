@@ -251,11 +251,16 @@ func largeWindow(t *testing.T, l WindowInstance) {
 func locks(t *testing.T, l WindowInstance) {
 	lock := func(ledger flush.WindowLedger, shard int, want bool) func() {
 		t.Helper()
-		release, ok, err := ledger.LockShard(t.Context(), shard)
+		lock, ok, err := ledger.LockShard(t.Context(), shard)
 		if err != nil || ok != want {
 			t.Fatalf("LockShard(%d): %v, %v, want %v", shard, ok, err, want)
 		}
-		return release
+		if ok {
+			if err := lock.Held(t.Context()); err != nil {
+				t.Errorf("the lock of shard %d is not held: %v", shard, err)
+			}
+		}
+		return lock.Release
 	}
 	first := lock(l, 1, true)
 	lock(l.Other, 1, false)

@@ -60,11 +60,17 @@ type Server struct {
 // Start starts a server that keeps what was committed, whatever crashes.
 func Start(t testing.TB) *Server {
 	t.Helper()
+	return StartIn(t, testproc.TempDir(t))
+}
+
+// StartIn is Start with all of the server's files in an empty folder, which other users may enter.
+func StartIn(t testing.TB, dir string) *Server {
+	t.Helper()
 	inst, err := findInstallation()
 	if err != nil {
 		t.Fatal(err)
 	}
-	i := &instance{installation: inst, dir: testproc.TempDir(t)}
+	i := &instance{installation: inst, dir: dir}
 	t.Cleanup(func() {
 		if i.process != nil && t.Failed() {
 			t.Logf("postgres wrote:\n%s", testproc.Indent(i.process.LogTail(20)))
@@ -101,6 +107,9 @@ func (s *Server) Restart() {
 		s.t.Fatal(err)
 	}
 }
+
+// Exited reports whether the server has ended, by itself or not.
+func (s *Server) Exited() bool { return s.process.Exited() }
 
 // Stop hangs the server: the system accepts connections for it, and nobody answers on them or on those
 // that are open.

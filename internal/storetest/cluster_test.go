@@ -3,6 +3,7 @@ package storetest_test
 import (
 	"errors"
 	"fmt"
+	"math"
 	"testing"
 	"time"
 
@@ -44,5 +45,35 @@ func TestBatchOverBrokenCluster(t *testing.T) {
 		if r.Err != nil || r.Value != 2 {
 			t.Errorf("%s is %d, %v, want 2", r.Key, r.Value, r.Err)
 		}
+	}
+}
+
+// TestBatchRefusedByOneShard: a batch that one shard refuses when others have counted their parts is in doubt, and
+// stays so: to tell its caller that it was refused would be to say that nothing was counted.
+func TestBatchRefusedByOneShard(t *testing.T) {
+	t.Parallel()
+	cluster := redistest.StartCluster(t, 3, 0, redistest.AppendFsyncAlways())
+	store := newDeployment(t, cluster.Addrs...).store(t)
+	batch := counter.Change{RequestID: counter.ParseRequestID(storetest.NewID(time.Now()))}
+	keys := make([]string, 20)
+	for i := range keys {
+		keys[i] = fmt.Sprint("key/", i)
+		batch.Entries = append(batch.Entries, counter.Entry{Key: keys[i], Delta: 1})
+	}
+	apply(t, store, counter.Change{Entries: []counter.Entry{{Key: keys[0], Delta: math.MaxInt64}}}, counter.Applied)
+	for range 2 {
+		if _, err := store.Apply(t.Context(), batch); !errors.Is(err, counter.ErrInDoubt) || errors.Is(err, counter.ErrOverflow) {
+			t.Fatalf("%v, want %v alone", err, counter.ErrInDoubt)
+		}
+	}
+	counted := 0
+	for _, r := range store.Counts(t.Context(), keys[1:]) {
+		if r.Err != nil || r.Value > 1 {
+			t.Errorf("%s is %d, %v", r.Key, r.Value, r.Err)
+		}
+		counted += int(r.Value)
+	}
+	if counted == 0 {
+		t.Error("nothing was counted")
 	}
 }

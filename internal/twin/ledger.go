@@ -40,7 +40,9 @@ func NewLedger(shards int) *Ledger {
 }
 
 // LockShard always succeeds: the protocol's correctness does not rest on the lock.
-func (l *Ledger) LockShard(context.Context, int) (func(), bool, error) { return func() {}, true, nil }
+func (l *Ledger) LockShard(context.Context, int) (flush.ShardLock, bool, error) {
+	return flush.ShardLock{Held: func(context.Context) error { return nil }, Release: func() {}}, true, nil
+}
 
 // Watermark implements flush.WindowLedger.
 func (l *Ledger) Watermark(_ context.Context, n int) (shard.SealedWindow, error) {
