@@ -52,7 +52,8 @@ func (r *retrier) run(ctx context.Context, method, requestID string, try attempt
 		e.Attempts = n
 		// Doubt about one attempt outlasts a refusal of a later one: the earlier may still be on its way.
 		inDoubt = inDoubt || requestID != "" && sent && e.mayHaveCounted()
-		if r.mayRetry(ctx, e) && r.wait(ctx, e.RetryAfter+backoffAfter(n)) {
+		// A server may ask for so long a wait that the sum would overflow, and be none.
+		if pause := max(e.RetryAfter, e.RetryAfter+backoffAfter(n)); r.mayRetry(ctx, e) && r.wait(ctx, pause) {
 			continue
 		}
 		e.InDoubt = inDoubt

@@ -258,43 +258,6 @@ func FuzzKey(f *testing.F) {
 	})
 }
 
-// FuzzIncrement feeds whatever decodes to the checks: what passes must keep the promises that a Change makes
-// to the stores.
-func FuzzIncrement(f *testing.F) {
-	seed, err := proto.Marshal(&plusonev1.IncrementRequest{
-		Key: "k", Delta: proto.Int64(3), RequestId: "0190b5f0-0000-7000-8000-000000000000", Actor: "a",
-		OncePer: durationpb.New(time.Hour),
-	})
-	if err != nil {
-		f.Fatal(err)
-	}
-	f.Add(seed)
-	f.Fuzz(func(t *testing.T, wire []byte) {
-		var req plusonev1.IncrementRequest
-		if proto.Unmarshal(wire, &req) != nil {
-			return
-		}
-		var v violations
-		c := checkIncrement(&req, DefaultMaxDelta, &v)
-		if err := v.err(); err != nil {
-			if f := failureOf(t, err); f.code != codes.InvalidArgument || len(f.fields) == 0 {
-				t.Errorf("refused as %+v", f)
-			}
-			return
-		}
-		e := c.Entries[0]
-		if e.Key == "" || e.Delta == 0 || e.Delta > DefaultMaxDelta || e.Delta < -DefaultMaxDelta {
-			t.Errorf("entry %+v", e)
-		}
-		if c.OncePer < 0 || c.OncePer > counter.MaxOncePer || c.OncePer%time.Millisecond != 0 || c.OncePer > 0 && c.Actor == "" {
-			t.Errorf("once per %v by %q", c.OncePer, c.Actor)
-		}
-		if (req.OncePer != nil) != (c.OncePer > 0) {
-			t.Errorf("once per %v became %v", req.OncePer, c.OncePer)
-		}
-	})
-}
-
 func BenchmarkCheckIncrement(b *testing.B) {
 	req := &plusonev1.IncrementRequest{
 		Key: "views/post:1234567", RequestId: "0190b5f0-0000-7000-8000-000000000000", Actor: "user:42",

@@ -127,12 +127,12 @@ type running struct {
 	served   chan error
 }
 
-func start(t *testing.T, store Store, config Config) *running {
+func start(t testing.TB, store Store, config Config) *running {
 	t.Helper()
 	return startWith(t, store, &scriptedReports{}, config)
 }
 
-func startWith(t *testing.T, store Store, reports Reports, config Config) *running {
+func startWith(t testing.TB, store Store, reports Reports, config Config) *running {
 	t.Helper()
 	r := &running{registry: prometheus.NewRegistry(), log: &safeBuffer{}, served: make(chan error, 1)}
 	config.Registry = r.registry
@@ -160,7 +160,7 @@ func startWith(t *testing.T, store Store, reports Reports, config Config) *runni
 	return r
 }
 
-func listen(t *testing.T) net.Listener {
+func listen(t testing.TB) net.Listener {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"google.golang.org/grpc/codes"
-	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	plusonev1 "github.com/plusone-dev/plusone/api/plusone/v1"
@@ -413,33 +412,4 @@ func TestBatchGetLikesErrors(t *testing.T) {
 			})
 		})
 	}
-}
-
-// FuzzLike feeds whatever decodes to the checks: what passes must keep the promises that a Change makes to the
-// stores.
-func FuzzLike(f *testing.F) {
-	seed, err := proto.Marshal(&plusonev1.LikeRequest{Key: "k", Actor: "a", RequestId: uuidV7})
-	if err != nil {
-		f.Fatal(err)
-	}
-	f.Add(seed)
-	f.Fuzz(func(t *testing.T, wire []byte) {
-		var req plusonev1.LikeRequest
-		if proto.Unmarshal(wire, &req) != nil {
-			return
-		}
-		var v violations
-		c := checkLike(&req, counter.SetLiked, &v)
-		if err := v.err(); err != nil {
-			if f := failureOf(t, err); f.code != codes.InvalidArgument || len(f.fields) == 0 {
-				t.Errorf("refused as %+v", f)
-			}
-			return
-		}
-		p := c.Pair()
-		if textProblem(p.Key, counter.MaxKeyBytes) != "" || textProblem(p.Actor, counter.MaxActorBytes) != "" ||
-			len(c.Entries) != 1 || c.Entries[0].Delta != 0 || c.OncePer != 0 || c.Like != counter.SetLiked {
-			t.Errorf("change %+v", c)
-		}
-	})
 }

@@ -116,17 +116,17 @@ func (r *Redis) Write(ctx context.Context, b *WriteBatch) (WriteReply, error) {
 	args = append(args, b.ID, strconv.FormatInt(b.Made, 10), r.lifetimeMS, r.windowMS, r.dedupeMS, r.earlyMS, r.confirmed)
 	args = appendShardWrites(args, b.Shards)
 	if r.cfg.WaitReplicas > 0 {
-		return r.writeAndWait(ctx, keys, args)
+		return r.writeAndWait(ctx, keys, args, b)
 	}
-	return parseWriteReply(r.write.exec(ctx, r.client, keys, args))
+	return parseWriteReply(r.write.exec(ctx, r.client, keys, args), b)
 }
 
 // writeAndWait returns when the replicas have what the script wrote, or found to be written. WAIT counts the
 // writes of its own connection, so both go over one.
-func (r *Redis) writeAndWait(ctx context.Context, keys, args []string) (WriteReply, error) {
+func (r *Redis) writeAndWait(ctx context.Context, keys, args []string, b *WriteBatch) (WriteReply, error) {
 	client, release := r.client.Dedicate()
 	defer release()
-	reply, err := parseWriteReply(r.write.exec(ctx, client, keys, args))
+	reply, err := parseWriteReply(r.write.exec(ctx, client, keys, args), b)
 	if err != nil || reply.Status == WriteLate {
 		return reply, err
 	}

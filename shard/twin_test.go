@@ -20,31 +20,42 @@ import (
 func TestTwin(t *testing.T) {
 	t.Parallel()
 	redis, memory := openRedis(t), openTwin(t)
-	rapid.Check(t, func(rt *rapid.T) {
-		m := &twins{redis: redis, memory: memory, t: t, rt: rt, watermarks: make([]int64, scriptConfig.Shards)}
-		redis.flushAll(t)
-		memory.flushAll(t)
-		m.setClock(epochMS * 1000)
-		rt.Repeat(map[string]func(*rapid.T){
-			"":         m.compare,
-			"advance":  m.advance,
-			"write":    m.write,
-			"write2":   m.write, // twice as often
-			"read":     m.read,
-			"load":     m.load,
-			"spread":   m.spread,
-			"claimed":  m.claimed,
-			"seal":     m.seal,
-			"restore":  m.restoreMarkers,
-			"drain":    m.drain,
-			"begin":    m.begin,
-			"move":     m.move,
-			"end":      m.end,
-			"discard":  m.discard,
-			"sweep":    m.sweep,
-			"evict":    m.evict,
-			"rollback": m.rollback,
-		})
+	rapid.Check(t, func(rt *rapid.T) { compareTwins(t, rt, redis, memory) })
+}
+
+// FuzzTwin is TestTwin with the input for chance.
+func FuzzTwin(f *testing.F) {
+	shard.AddChance(f, 8, 1000)
+	redis, memory := openRedis(f), openTwin(f)
+	f.Fuzz(shard.Chance(func(t *testing.T, rt *rapid.T) { compareTwins(t, rt, redis, memory) }))
+}
+
+func compareTwins(t *testing.T, rt *rapid.T, redis, memory *fixture) {
+	m := &twins{redis: redis, memory: memory, t: t, rt: rt, watermarks: make([]int64, scriptConfig.Shards)}
+	for _, f := range []*fixture{redis, memory} {
+		f.flushAll(t)
+		clear(f.tokens)
+	}
+	m.setClock(epochMS * 1000)
+	rt.Repeat(map[string]func(*rapid.T){
+		"":         m.compare,
+		"advance":  m.advance,
+		"write":    m.write,
+		"write2":   m.write, // twice as often
+		"read":     m.read,
+		"load":     m.load,
+		"spread":   m.spread,
+		"claimed":  m.claimed,
+		"seal":     m.seal,
+		"restore":  m.restoreMarkers,
+		"drain":    m.drain,
+		"begin":    m.begin,
+		"move":     m.move,
+		"end":      m.end,
+		"discard":  m.discard,
+		"sweep":    m.sweep,
+		"evict":    m.evict,
+		"rollback": m.rollback,
 	})
 }
 

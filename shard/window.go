@@ -25,7 +25,10 @@ func parseWindow(elements []string) (WindowPart, error) {
 		Deltas: make(map[string]int64, len(elements)/2), LikeDeltas: map[string]int64{},
 		Likes: map[counter.Pair]PendingLike{}, Markers: map[string]int64{},
 	}
-	for i := 0; i+1 < len(elements); i += 2 {
+	if len(elements)%2 != 0 {
+		return WindowPart{}, fmt.Errorf("window holds a name without a value: %w", errAnswer)
+	}
+	for i := 0; i < len(elements); i += 2 {
 		name, value := elements[i], elements[i+1]
 		if name != "" && name[0] == likeField {
 			key, actor, ok := strings.Cut(name[1:], "\x00")
@@ -63,7 +66,7 @@ func formatLike(l PendingLike) string {
 
 // parseLike reads a state as like.lua writes it.
 func parseLike(text string) (PendingLike, error) {
-	if text == "" {
+	if text == "" || text[0] != '0' && text[0] != '1' {
 		return PendingLike{}, errAnswer
 	}
 	at, since, repeated := strings.Cut(text[1:], ":")

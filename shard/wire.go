@@ -106,7 +106,8 @@ func appendClaims(args []string, g *ClaimGroup) []string {
 	return args
 }
 
-func parseWriteReply(result rueidis.RedisResult) (WriteReply, error) {
+// parseWriteReply reads the answer to a batch. What is acknowledged or refused by it was really said, and of this batch.
+func parseWriteReply(result rueidis.RedisResult, b *WriteBatch) (WriteReply, error) {
 	parts, err := result.ToArray()
 	if err != nil {
 		return WriteReply{}, err
@@ -117,6 +118,9 @@ func parseWriteReply(result rueidis.RedisResult) (WriteReply, error) {
 	status, err := parts[0].AsInt64()
 	if err != nil {
 		return WriteReply{}, err
+	}
+	if status < int64(WriteApplied) || status > int64(WriteLate) {
+		return WriteReply{}, errAnswer
 	}
 	reply := WriteReply{Status: WriteStatus(status)}
 	if reply.Micros, err = parts[1].AsInt64(); err != nil {
@@ -144,7 +148,44 @@ func parseWriteReply(result rueidis.RedisResult) (WriteReply, error) {
 			reply.Overflowing = append(reply.Overflowing, EntryRef{int(n[0]), entry})
 		}),
 	)
+	if err == nil && reply.Status == WriteRefused && !reply.refuses(b) {
+		err = errAnswer
+	}
 	return reply, err
+}
+
+// refuses reports whether the reply has a reason, and all of its reasons are about something in the batch.
+func (r *WriteReply) refuses(b *WriteBatch) bool {
+	part := func(i int) ShardWrite {
+		if i < 0 || i >= len(b.Shards) {
+			return ShardWrite{}
+		}
+		return b.Shards[i]
+	}
+	claims := func(shard, group int) int {
+		if s := part(shard); 0 <= group && group < len(s.Claims) {
+			return len(s.Claims[group].Fields)
+		}
+		return 0
+	}
+	isEntry := func(ref EntryRef) bool {
+		s := part(ref.Shard)
+		return 0 <= ref.Entry && ref.Entry < len(s.Entries)+len(s.Likes)
+	}
+	ok := len(r.Known)+len(r.Moved)+len(r.Aged)+len(r.Overflowing) > 0
+	for _, k := range r.Known {
+		ok = ok && 0 <= k.Field && k.Field < claims(k.Shard, k.Group)
+	}
+	for _, m := range r.Moved {
+		ok = ok && isEntry(m.EntryRef)
+	}
+	for _, a := range r.Aged {
+		ok = ok && claims(a.Shard, a.Group) > 0
+	}
+	for _, ref := range r.Overflowing {
+		ok = ok && isEntry(ref)
+	}
+	return ok
 }
 
 // eachRow calls f for each row of a flat list: all columns but the last are integers.

@@ -1,0 +1,297 @@
+package server
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	plusonev1 "github.com/plusone-dev/plusone/api/plusone/v1"
+	"github.com/plusone-dev/plusone/internal/counter"
+)
+
+// fuzzPatience is far longer than any answer takes.
+const fuzzPatience = 30 * time.Second
+
+// rawCodec sends bytes for protobuf, and gives back those of the answer.
+type rawCodec struct{}
+
+var errRawCodec = errors.New("raw codec was given something else than bytes")
+
+func (rawCodec) Name() string { return "proto" }
+
+func (rawCodec) Marshal(v any) ([]byte, error) {
+	if body, ok := v.(*[]byte); ok {
+		return *body, nil
+	}
+	return nil, errRawCodec
+}
+
+func (rawCodec) Unmarshal(data []byte, v any) error {
+	body, ok := v.(*[]byte)
+	if !ok {
+		return errRawCodec
+	}
+	*body = slices.Clone(data)
+	return nil
+}
+
+// method is one of the API's.
+type method struct {
+	path           string
+	input, output  protoreflect.MessageType
+	answersStreams bool
+}
+
+// methodsByName are all methods of the API, also those that a later version adds.
+func methodsByName(tb testing.TB) map[string]method {
+	tb.Helper()
+	methods := map[string]method{}
+	for _, file := range []protoreflect.FileDescriptor{plusonev1.File_plusone_v1_counter_proto, plusonev1.File_plusone_v1_report_proto} {
+		for i := range file.Services().Len() {
+			service := file.Services().Get(i)
+			for j := range service.Methods().Len() {
+				d := service.Methods().Get(j)
+				input, inputErr := protoregistry.GlobalTypes.FindMessageByName(d.Input().FullName())
+				output, outputErr := protoregistry.GlobalTypes.FindMessageByName(d.Output().FullName())
+				if err := errors.Join(inputErr, outputErr); err != nil {
+					tb.Fatal(err)
+				}
+				path := fmt.Sprintf("/%s/%s", service.FullName(), d.Name())
+				methods[string(d.Name())] = method{path, input, output, d.IsStreamingServer()}
+			}
+		}
+	}
+	return methods
+}
+
+// call sends a body and returns the answer, of a stream the first one.
+func (m method) call(ctx context.Context, conn *grpc.ClientConn, body []byte) (answer []byte, err error) {
+	ctx, cancel := context.WithTimeout(ctx, fuzzPatience)
+	defer cancel()
+	stream, err := conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: m.answersStreams}, m.path, grpc.ForceCodec(rawCodec{}))
+	if err != nil {
+		return nil, err
+	}
+	// An error of sending says only that the stream has ended; why is what receiving tells.
+	_ = errors.Join(stream.SendMsg(&body), stream.CloseSend())
+	return answer, stream.RecvMsg(&answer)
+}
+
+// wireStore has the true time, so that few requests ask for a moment that the server has to wait for.
+func wireStore() *scriptedStore {
+	return &scriptedStore{counts: func(_ context.Context, keys []string) []counter.Reading {
+		return readAll(keys, func(key string) int64 { return int64(len(key)) }, time.Now())
+	}}
+}
+
+// stillServes fails unless the server answers others, works on nothing else, and has caught no panic.
+func (r *running) stillServes(t *testing.T) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), fuzzPatience)
+	defer cancel()
+	resp, err := r.client.Get(ctx, &plusonev1.GetRequest{Key: "witness", MaxAge: durationpb.New(0)})
+	if err != nil || resp.Count.GetCount() != int64(len("witness")) {
+		t.Errorf("another client got %v, %v", resp, err)
+	}
+	for r.server.admission.requests.Load() > 0 {
+		if err := sleep(ctx, time.Millisecond); err != nil {
+			t.Fatalf("the server still works on %d requests", r.server.admission.requests.Load())
+		}
+	}
+	if log := r.log.take(); strings.Contains(log, "panic") {
+		t.Errorf("the server panicked:\n%s", log)
+	}
+}
+
+// take returns the log so far, which it forgets.
+func (b *safeBuffer) take() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	defer b.buf.Reset()
+	return b.buf.String()
+}
+
+// FuzzWire sends bytes as the request of a method: what is no request at all is refused by gRPC, and all else is
+// answered, or refused for fields that it has.
+func FuzzWire(f *testing.F) {
+	moment := timestamppb.New(storeTime)
+	for name, requests := range map[string][]proto.Message{
+		"Increment": {
+			&plusonev1.IncrementRequest{Key: "k", Delta: proto.Int64(-3), RequestId: uuidV7, Actor: "a", OncePer: durationpb.New(time.Hour)},
+			&plusonev1.IncrementRequest{Key: " ", Delta: proto.Int64(0), OncePer: durationpb.New(-1)},
+		},
+		"BatchIncrement": {
+			&plusonev1.BatchIncrementRequest{Entries: []*plusonev1.BatchEntry{{Key: "a", Delta: 1}, {Key: "b", Delta: -1}}, RequestId: "r"},
+			&plusonev1.BatchIncrementRequest{Entries: make([]*plusonev1.BatchEntry, 12)},
+		},
+		"Get":           {&plusonev1.GetRequest{Key: "k", MaxAge: durationpb.New(time.Second), MinAsOf: moment}},
+		"BatchGet":      {&plusonev1.BatchGetRequest{Keys: []string{"a", "b", "a"}, MinAsOf: moment}, &plusonev1.BatchGetRequest{}},
+		"Like":          {&plusonev1.LikeRequest{Key: "k", Actor: "a", RequestId: uuidV7}},
+		"Unlike":        {&plusonev1.UnlikeRequest{Key: "k", Actor: "a"}},
+		"BatchGetLikes": {&plusonev1.BatchGetLikesRequest{Actor: "a", Keys: []string{"k", "\t"}}},
+		"ListLikers":    {&plusonev1.ListLikersRequest{Key: "k", PageSize: 7, PageToken: pageToken(likersOfKey, "k", counter.LikeCursor{At: storeTime, Name: "a"})}},
+		"ListLiked":     {&plusonev1.ListLikedRequest{Actor: "a", PageSize: -1, PageToken: "!"}},
+	} {
+		for _, req := range requests {
+			body, err := proto.Marshal(req)
+			if err != nil {
+				f.Fatal(err)
+			}
+			f.Add(name, body)
+		}
+	}
+	f.Add("Get", []byte("\x0a\x01\xff"))             // a key that is not UTF-8
+	f.Add("Get", []byte("\x0a\xff\xff\xff\xff\x0f")) // a key that is longer than the request
+	f.Add("Get", []byte("\x0a\x01k\x1b\x1c"))        // a group that no version has
+	methods := methodsByName(f)
+	store := wireStore()
+	r := start(f, store, Config{})
+	f.Fuzz(func(t *testing.T, name string, body []byte) {
+		m, ok := methods[name]
+		if !ok {
+			return
+		}
+		defer r.stillServes(t)
+		req := m.input.New().Interface()
+		notProto := proto.Unmarshal(body, req)
+		store.takeChanges()
+		answer, err := m.call(t.Context(), r.conn, body)
+		if notProto != nil {
+			if f := failureOf(t, err); f.code != codes.Internal || !strings.Contains(err.Error(), "grpc: failed to unmarshal") {
+				t.Errorf("%s: %q is no request (%v), and was answered with %v", name, body, notProto, err)
+			}
+			return
+		}
+		if err == nil {
+			resp := m.output.New().Interface()
+			if err := proto.Unmarshal(answer, resp); err != nil || len(resp.ProtoReflect().GetUnknown()) > 0 {
+				t.Errorf("%s: %v was answered with %q, %v", name, req, answer, err)
+			}
+			return
+		}
+		refusal := failureOf(t, err)
+		if refusal.code != codes.InvalidArgument || refusal.retry || len(refusal.fields) == 0 ||
+			refusal.reason != "INVALID_REQUEST" && refusal.reason != "MIN_AS_OF_AHEAD" {
+			t.Errorf("%s: %v was refused with %v", name, req, err)
+		}
+		for _, field := range refusal.fields {
+			if !hasField(req.ProtoReflect(), field) {
+				t.Errorf("%s: %v was refused for %q, which it does not have", name, req, field)
+			}
+		}
+		if changes := store.takeChanges(); len(changes) > 0 {
+			t.Errorf("%s: %v was refused, and the store saw %+v", name, req, changes)
+		}
+	})
+}
+
+// preface is how a client greets a server in HTTP/2: with its first frame, settings that change nothing.
+const preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00"
+
+// FuzzConnection sends bytes over a connection of their own, after a greeting or without: whatever they are, the server
+// hangs up in the end, has nothing left over, and goes on serving others.
+func FuzzConnection(f *testing.F) {
+	store := wireStore()
+	r := start(f, store, Config{})
+	for _, seed := range []string{
+		"",
+		"GET / HTTP/1.1\r\nHost: plusone\r\n\r\n",
+		"\x16\x03\x01\x00\x05\x01\x00\x00\x01\x03", // the beginning of TLS
+		preface[:10],
+		preface[:24],
+	} {
+		f.Add(false, []byte(seed))
+	}
+	for _, frames := range []string{
+		"",
+		"\x00\x00\x06\x04\x00\x00\x00\x00\x00\x00\x04\xff\xff\xff\xff",                 // settings with a window that is too large
+		"\x00\x00\x08\x06\x00\x00\x00\x00\x00plusone.",                                 // ping
+		"\x00\x00\x04\x08\x00\x00\x00\x00\x00\x00\x00\x00\x00",                         // a window update by 0
+		"\x00\x00\x05\x00\x00\x00\x00\x00\x01\x00\x00\x00\x00\x00",                     // data of no call
+		"\x00\x00\x01\x01\x05\x00\x00\x00\x01\x82",                                     // a call without a path
+		"\x00\x00\x01\x01\x05\x00\x00\x00\x01\xff",                                     // headers that cannot be read
+		"\x00\x00\x01\x01\x00\x00\x00\x00\x01\x82\x00\x00\x00\x09\x04\x00\x00\x00\x01", // headers that go on
+		"\x7f\xff\xff\x00\x00\x00\x00\x00\x01",                                         // a frame that is too large
+	} {
+		f.Add(true, []byte(frames))
+	}
+	frames := bytes.TrimPrefix(recordCalls(f, r), []byte(preface))
+	f.Add(true, frames)
+	f.Add(true, frames[:len(frames)-3])
+	f.Fuzz(func(t *testing.T, greet bool, sent []byte) {
+		defer r.stillServes(t)
+		defer store.takeChanges()
+		if greet {
+			sent = slices.Concat([]byte(preface), sent)
+		}
+		conn, err := net.Dial("tcp", r.conn.Target())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if err := conn.SetDeadline(time.Now().Add(fuzzPatience)); err != nil {
+			t.Fatal(err)
+		}
+		// The server may have hung up by now, which is an answer too.
+		_, err = conn.Write(sent)
+		if tcp, ok := conn.(*net.TCPConn); ok && err == nil {
+			err = tcp.CloseWrite()
+		}
+		if err == nil {
+			_, err = io.Copy(io.Discard, conn)
+		}
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("the server did not hang up after %q", sent)
+		}
+	})
+}
+
+// recordCalls returns what a client sends that makes some calls.
+func recordCalls(f *testing.F, r *running) []byte {
+	f.Helper()
+	sent := &safeBuffer{}
+	conn, err := grpc.NewClient(r.conn.Target(), grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(ctx context.Context, addr string) (net.Conn, error) {
+			conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", addr)
+			return &recordedConn{conn, sent}, err
+		}))
+	if err != nil {
+		f.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	client := plusonev1.NewCounterServiceClient(conn)
+	_, changeErr := client.Increment(f.Context(), &plusonev1.IncrementRequest{Key: "k"})
+	_, readErr := client.BatchGet(f.Context(), &plusonev1.BatchGetRequest{Keys: []string{"k", "l"}})
+	if err := errors.Join(changeErr, readErr); err != nil {
+		f.Fatal(err)
+	}
+	return []byte(sent.String())
+}
+
+// recordedConn is a connection that keeps what is sent over it.
+type recordedConn struct {
+	net.Conn
+	sent *safeBuffer
+}
+
+func (c *recordedConn) Write(p []byte) (int, error) {
+	_, _ = c.sent.Write(p) // never fails
+	return c.Conn.Write(p)
+}

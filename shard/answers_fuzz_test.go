@@ -1,0 +1,355 @@
+package shard
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"fmt"
+	"io"
+	"math/big"
+	"net"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/redis/rueidis"
+
+	"github.com/plusone-dev/plusone/internal/counter"
+)
+
+// respValue is a value of the Redis protocol: a list, or the byte of a type and a text.
+type respValue struct {
+	kind byte
+	text string
+	list []respValue
+}
+
+// parseRESP reads a value that is written as in the protocol, but without lengths: words that begin with their type,
+// and lists in brackets, such as "[:0 $text [] _]". There is no text that it does not take.
+func parseRESP(text string) respValue {
+	nested := [][]respValue{nil}
+	for word := range strings.FieldsFuncSeq(strings.NewReplacer("[", " [ ", "]", " ] ").Replace(text), func(r rune) bool { return r == ' ' }) {
+		last := len(nested) - 1
+		switch {
+		case word == "[" && last < 8:
+			nested = append(nested, []respValue{})
+		case word == "]" && last > 0:
+			nested[last-1] = append(nested[last-1], respValue{kind: '*', list: nested[last]})
+			nested = nested[:last]
+		default:
+			nested[last] = append(nested[last], parseWord(word))
+		}
+	}
+	for last := len(nested) - 1; last > 0; last-- {
+		nested[last-1] = append(nested[last-1], respValue{kind: '*', list: nested[last]})
+	}
+	if len(nested[0]) == 0 {
+		return respValue{kind: '_'}
+	}
+	return nested[0][0]
+}
+
+func parseWord(word string) respValue {
+	v := respValue{kind: word[0], text: word[1:]}
+	_, notInt := strconv.ParseInt(v.text, 10, 64)
+	switch {
+	case v.kind == '$', v.kind == '_' && v.text == "", v.kind == ':' && notInt == nil && v.text[0] != '+':
+	case strings.ContainsRune("+-,(", rune(v.kind)):
+		v.text = strings.NewReplacer("\r", ".", "\n", ".").Replace(v.text)
+	case v.kind == '#' && (v.text == "t" || v.text == "f"):
+	default:
+		v = respValue{kind: '$', text: word}
+	}
+	return v
+}
+
+func (v respValue) encode() string {
+	switch v.kind {
+	case '*':
+		var items strings.Builder
+		for _, item := range v.list {
+			items.WriteString(item.encode())
+		}
+		return fmt.Sprintf("*%d\r\n%s", len(v.list), items.String())
+	case '$':
+		return fmt.Sprintf("$%d\r\n%s\r\n", len(v.text), v.text)
+	default:
+		return string(v.kind) + v.text + "\r\n"
+	}
+}
+
+// int64 is the number that an item of a list is, or writes.
+func (v respValue) int64() (int64, bool) {
+	n, err := strconv.ParseInt(v.text, 10, 64)
+	return n, err == nil && v.kind != '*'
+}
+
+// parrot is a Redis that gives the same answer to all commands but those by which a client introduces itself.
+type parrot struct{ answer atomic.Pointer[string] }
+
+func newParrot(tb testing.TB) (*parrot, rueidis.Client) {
+	tb.Helper()
+	p := &parrot{}
+	client, err := rueidis.NewClient(rueidis.ClientOption{
+		InitAddress: []string{"parrot:6379"}, ForceSingleClient: true, DisableCache: true, DisableRetry: true,
+		DialCtxFn: func(context.Context, string, *net.Dialer, *tls.Config) (net.Conn, error) {
+			here, there := net.Pipe()
+			go p.serve(there)
+			return here, nil
+		},
+	})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(client.Close)
+	return p, client
+}
+
+// serve answers until the client hangs up.
+func (p *parrot) serve(conn net.Conn) {
+	defer conn.Close()
+	in := bufio.NewReader(conn)
+	for {
+		command, err := readCommand(in)
+		if err != nil {
+			return
+		}
+		answer := "+OK\r\n"
+		switch command {
+		case "HELLO":
+			answer = "%2\r\n+server\r\n+redis\r\n+proto\r\n:3\r\n"
+		case "CLIENT", "PING":
+		default:
+			answer = *p.answer.Load()
+		}
+		if _, err := io.WriteString(conn, answer); err != nil {
+			return
+		}
+	}
+}
+
+// readCommand reads a command and returns its name.
+func readCommand(in *bufio.Reader) (name string, err error) {
+	var words, length int
+	if _, err := fmt.Fscanf(in, "*%d\r\n", &words); err != nil {
+		return "", err
+	}
+	for i := range words {
+		if _, err := fmt.Fscanf(in, "$%d\r\n", &length); err != nil {
+			return "", err
+		}
+		word := make([]byte, length+2)
+		if _, err := io.ReadFull(in, word); err != nil {
+			return "", err
+		}
+		if i == 0 {
+			name = string(word[:length])
+		}
+	}
+	return name, nil
+}
+
+// FuzzAnswers has Redis answer all scripts with whatever value: each method takes it for what it says or fails, and
+// what a batch is told is about that batch.
+func FuzzAnswers(f *testing.F) {
+	for _, seed := range []string{
+		"_", "[]", ":1", "$v", "-OOM command not allowed", "-NOSCRIPT no script", "+OK", "#t", ",1.5",
+		"[:0 :1700000000000000 [] [] [] [] $1?]",               // written
+		"[:1 :1 [:0 :0 :0 $value] [] [] [] $]",                 // refused, for a known claim
+		"[:1 :1 [] [:0 :1 $17 :1 :0 :0] [:0 :1 :5] [:0 :0] $]", // refused, for all other reasons
+		"[:1 :1 [] [] [] [] $]",                                // refused, for none
+		"[:1 :1 [:0 :9 :9 $v] [] [] [] $]",                     // refused, for a claim that is not there
+		"[:1 :1 [] [:-1 :0 :0] [] [] $]",                       // on a shard that is not there
+		"[:2 :1 [] [] [] [] $]", "[:256 :1 [] [] [] [] $]",
+		"[[:1 [$7:2 _] [] []]]", // read
+		"[[:1 [$9223372036854775807 $-1:-1] [$5 _] [[$1 _] [_ $2]] [$1 $1] [_ $-9]]]",
+		"[[[$117 $0] [$3 _]]]", "[[[$117:5 $] []]]", "[[[$?17 $] []]]", // likes
+		"[:17 :0 :1 :2 :0 [:15 :16] [$token $other]]", // sealed
+		"[:17 :0 :1 :2 :0 [:15 :16] [$token]]",
+		"[$0 [$key $5 $\x02key\x00actor $117 $\x03key $1 $\x01key $99]]", // scanned
+		"[$7 [$key]]",
+		"[:1 :0 :1 $g [$1 $5:1 $6]]", "[:1 :0 :1 $g [$7 $5 $6]]", // audited
+	} {
+		f.Add([]byte(seed))
+	}
+	p, client := newParrot(f)
+	redis, err := NewRedis(client, RedisConfig{Shards: 4, Window: 5 * time.Second, Dedupe: 5 * time.Minute, MaxSpread: 3})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Fuzz(func(t *testing.T, text []byte) {
+		v := parseRESP(string(text))
+		answer := v.encode()
+		p.answer.Store(&answer)
+		checkWriteAnswer(t, redis, v)
+		checkReadAnswer(t, redis, v)
+		checkLikesAnswer(t, redis, v)
+		checkScanAnswer(t, redis, v)
+		checkOtherAnswers(t, redis, v)
+	})
+}
+
+// someBatch has every kind of what a batch can have, on two shards.
+func someBatch() *batch {
+	id := func(kind ClaimKind, field string) claim {
+		return claim{set: true, kind: kind, field: field, value: "fingerprint"}
+	}
+	once := id(ClaimOnce, "k\x00a")
+	once.period = 60_000
+	b := newBatch(4)
+	b.add(&job{change: &counter.Change{}, parts: []part{{
+		shard: 2, entries: []counter.Entry{{Key: "k", Delta: 1}, {Key: "l", Delta: -1}}, markers: []int64{0, 17}, id: id(ClaimTimed, "id"), once: once,
+	}}})
+	like := &counter.Change{Entries: []counter.Entry{{Key: "k"}}, Actor: "a", Like: counter.SetLiked}
+	b.add(&job{change: like, parts: []part{{shard: 2, id: id(ClaimOpaque, "any")}}})
+	b.add(&job{change: like, parts: []part{{shard: 1}}})
+	return b
+}
+
+func checkWriteAnswer(t *testing.T, redis *Redis, v respValue) {
+	t.Helper()
+	b := someBatch()
+	reply, err := redis.Write(t.Context(), b.seal(1))
+	if err != nil {
+		return
+	}
+	switch status, ok := v.list[0].int64(); {
+	case !ok || int64(reply.Status) != status || reply.Status > WriteLate:
+		t.Errorf("%v was taken for status %d", v, reply.Status)
+	case reply.Status == WriteRefused && len(reply.Known)+len(reply.Moved)+len(reply.Aged)+len(reply.Overflowing) == 0:
+		t.Errorf("%v was taken for a refusal without a reason", v)
+	}
+	// What a lane does with it must not panic.
+	for _, k := range reply.Known {
+		b.owner(k)
+	}
+	for _, m := range reply.Moved {
+		b.entry(m.EntryRef)
+	}
+	for _, ref := range reply.Overflowing {
+		b.entry(ref)
+	}
+	for _, a := range reply.Aged {
+		_ = b.shards[b.used[a.Shard]].owners[a.Group]
+	}
+}
+
+func checkReadAnswer(t *testing.T, redis *Redis, v respValue) {
+	t.Helper()
+	keys := []string{"k", "l"}
+	replies, err := redis.Read(t.Context(), []KeyGroup{{Shard: 3, Keys: keys}})
+	if err != nil {
+		return
+	}
+	parts := v.list[0].list
+	for i, value := range replies[0].Values {
+		base := parts[1].list[i]
+		total, ofLikes, _ := strings.Cut(base.text, ":")
+		all, likes := bigInt(total), bigInt(ofLikes)
+		for _, window := range parts[3].list {
+			likes.Add(likes, bigInt(window.list[i].text))
+		}
+		for _, window := range parts[4:] {
+			all.Add(all, bigInt(window.list[i].text))
+		}
+		if value.Value != saturate(all) || value.Likes != saturate(likes) || value.Cached != (base.kind != '_') {
+			t.Errorf("%v was taken for %+v at position %d", v, value, i)
+		}
+	}
+	if len(replies) != 1 || len(replies[0].Values) != len(keys) {
+		t.Errorf("%v was taken for %+v", v, replies)
+	}
+}
+
+// bigInt is 0 for no number.
+func bigInt(text string) *big.Int {
+	n, ok := new(big.Int).SetString(text, 10)
+	if !ok {
+		return new(big.Int)
+	}
+	return n
+}
+
+func saturate(n *big.Int) int64 {
+	if n.IsInt64() {
+		return n.Int64()
+	}
+	if n.Sign() > 0 {
+		return 1<<63 - 1
+	}
+	return -1 << 63
+}
+
+func checkLikesAnswer(t *testing.T, redis *Redis, v respValue) {
+	t.Helper()
+	pairs := []counter.Pair{{Key: "k", Actor: "a"}, {Key: "l", Actor: "a"}}
+	values, err := redis.Likes(t.Context(), []PairGroup{{Shard: 3, Pairs: pairs}})
+	if err != nil {
+		return
+	}
+	if len(values) != 1 || len(values[0]) != len(pairs) {
+		t.Fatalf("%v was taken for %+v", v, values)
+	}
+	for i, value := range values[0] {
+		state := v.list[0].list[0].list[i].text
+		if value.Known != (state != "") || value.Known && (value.Liked != (state[0] == '1') || !value.Liked && state[0] != '0') {
+			t.Errorf("%v was taken for %+v at position %d", v, value, i)
+		}
+	}
+}
+
+func checkScanAnswer(t *testing.T, redis *Redis, v respValue) {
+	t.Helper()
+	if _, part, err := redis.Scan(t.Context(), 3, 1, 0); err == nil {
+		checkWindow(t, v.list[1].texts(), part)
+	}
+}
+
+// texts are those of a list, as far as its items have any.
+func (v respValue) texts() []string {
+	var texts []string
+	for _, item := range v.list {
+		if item.kind == ':' || item.kind == '#' {
+			item.text = ""
+		}
+		texts = append(texts, item.text)
+	}
+	return texts
+}
+
+// checkOtherAnswers wants answers that are a flag, a value or a list of known form to be taken for that.
+func checkOtherAnswers(t *testing.T, redis *Redis, v respValue) {
+	t.Helper()
+	ctx := t.Context()
+	n, _ := v.int64()
+	if ok, err := redis.Load(ctx, 3, 5, []Base{{Key: "k"}}); err == nil && ok != (n == 1) {
+		t.Errorf("%v was taken for a load that is %v", v, ok)
+	}
+	if rolledBack, err := redis.Begin(ctx, 3, SealedWindow{ID: 5}, 4, "g"); err == nil && rolledBack != (n == 1) {
+		t.Errorf("%v was taken for a rollback that is %v", v, rolledBack)
+	}
+	if value, known, err := redis.Claimed(ctx, 3, counter.ParseRequestID("id"), 17); err == nil && (known != (v.kind != '_') || value != "" && value != v.text) {
+		t.Errorf("%v was taken for a claim %q, %v", v, value, known)
+	}
+	if markers, err := redis.Spread(ctx, 3, []string{"k"}); err == nil && len(markers) != len(v.list) {
+		t.Errorf("%v was taken for markers %d", v, markers)
+	}
+	if reply, err := redis.Seal(ctx, 3, SealedWindow{ID: 5}, "g"); err == nil {
+		for i, w := range reply.Sealed {
+			if token := v.list[6].list[i].text; w.Token != token && w.Token != "" {
+				t.Errorf("%v was taken for window %+v", v, w)
+			}
+		}
+	}
+	a := &baseAuditor{redis: redis, compare: redis.load} // whatever script
+	if look, err := a.lookAt(ctx, 3, 5, []string{"k", "l"}, nil); err == nil {
+		for _, d := range look.differing {
+			if !slices.Contains([]string{"k", "l"}, d.Key) {
+				t.Errorf("%v was taken for a difference of %q", v, d.Key)
+			}
+		}
+	}
+}
