@@ -34,7 +34,7 @@ servers: ## Install redis-server and PostgreSQL (Debian packages) if they are mi
 
 .PHONY: test
 test: servers ## Run all tests, with the race detector, on real servers.
-	$(GO) test -race ./...
+	$(GO) test -race -timeout=25m ./...
 
 # For each of the deployments that the suite has.
 CHAOS_FAULTS ?= 150

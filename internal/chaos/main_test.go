@@ -13,7 +13,7 @@ import (
 // The defaults are for every run of the tests; "make chaos" sets more.
 var (
 	seedFlag    = flag.Uint64("chaos.seed", 0, "seed of the faults and the load; 0 takes a random one")
-	faultsFlag  = flag.Int("chaos.faults", 6, "faults for each deployment")
+	faultsFlag  = flag.Int("chaos.faults", 3, "faults for each deployment")
 	opsFlag     = flag.Int64("chaos.ops", 0, "operations to check for each deployment, at least")
 	limitFlag   = flag.Duration("chaos.limit", 0, "end each deployment after this long, whatever is missing; 0 is never")
 	historyFlag = flag.String("chaos.history", "", "folder for the histories")

@@ -62,7 +62,7 @@ func TestClientsThatNeverRead(t *testing.T) {
 }
 
 // askForever asks until the server has taken nothing for a while.
-func askForever(c *rawClient, request *plusonev1.BatchGetRequest) error {
+func askForever(c *rawClient, request []byte) error {
 	err := c.greet(maxWindow)
 	for err == nil {
 		if err = c.SetWriteDeadline(time.Now().Add(3 * time.Second)); err == nil {
@@ -102,13 +102,14 @@ func TestClientsThatNeverFinish(t *testing.T) {
 	const clients = 250 // of either kind
 	s, by := serveOthers(t)
 	goroutines := s.Metric("go_goroutines")
+	message := messageOf(t, &plusonev1.IncrementRequest{Key: othersKey})
 	for range clients {
 		dialRaw(t, s.GRPCAddr)
 		c := dialRaw(t, s.GRPCAddr)
 		if err := c.greet(maxWindow); err != nil {
 			t.Fatal(err)
 		}
-		if err := c.call(plusonev1.CounterService_Increment_FullMethodName, &plusonev1.IncrementRequest{Key: othersKey}, 8); err != nil {
+		if err := c.call(plusonev1.CounterService_Increment_FullMethodName, message, len(message)/2); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -148,7 +149,7 @@ func wantOthersServed(t *testing.T, s *plusonetest.Instance, by plusonev1.Counte
 }
 
 // cachedBatch is a request for so many keys, made longer by so much, that is answered from the cache.
-func cachedBatch(t *testing.T, by plusonev1.CounterServiceClient, keys, longer int) *plusonev1.BatchGetRequest {
+func cachedBatch(t *testing.T, by plusonev1.CounterServiceClient, keys, longer int) []byte {
 	t.Helper()
 	request := &plusonev1.BatchGetRequest{MaxAge: durationpb.New(time.Hour)}
 	for i := range keys {
@@ -157,7 +158,7 @@ func cachedBatch(t *testing.T, by plusonev1.CounterServiceClient, keys, longer i
 	if _, err := by.BatchGet(t.Context(), request); err != nil {
 		t.Fatal(err)
 	}
-	return request
+	return messageOf(t, request)
 }
 
 // wantStop stops a server that clients hold up.

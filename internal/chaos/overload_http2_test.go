@@ -58,12 +58,8 @@ func (c *rawClient) greet(window uint32) error {
 	return err
 }
 
-// call sends the first bytes of a request, or all of it if it has no more. It must fit into firstWindow.
-func (c *rawClient) call(method string, request proto.Message, bytes int) error {
-	message, err := proto.Marshal(request)
-	if err != nil {
-		return err
-	}
+// call sends the first bytes of a message, or all of it if it has no more. It must fit into firstWindow.
+func (c *rawClient) call(method string, message []byte, bytes int) error {
 	if c.stream == 0 {
 		c.stream = 1
 	} else {
@@ -76,19 +72,27 @@ func (c *rawClient) call(method string, request proto.Message, bytes int) error 
 	fields = appendText(append(fields, 0x0f, 0x10), "application/grpc") // content-type
 	fields = appendText(appendText(append(fields, 0), "te"), "trailers")
 	b := appendFrame(nil, frameHeaders, flagEndHeaders, c.stream, fields)
-	// gRPC: not compressed, the length, the message.
-	body := append(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(message))), message...)
-	sent := min(bytes, len(body))
+	sent := min(bytes, len(message))
 	for first := 0; first < sent; first += maxFrame {
 		end := min(first+maxFrame, sent)
 		var flags byte
-		if end == len(body) {
+		if end == len(message) {
 			flags = flagEndStream
 		}
-		b = appendFrame(b, frameData, flags, c.stream, body[first:end])
+		b = appendFrame(b, frameData, flags, c.stream, message[first:end])
 	}
-	_, err = c.Write(b)
+	_, err := c.Write(b)
 	return err
+}
+
+// messageOf is a request as gRPC sends it: not compressed, and with its length before it.
+func messageOf(t testing.TB, request proto.Message) []byte {
+	t.Helper()
+	text, err := proto.Marshal(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return append(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(text))), text...)
 }
 
 func appendFrame(b []byte, kind, flags byte, stream uint32, payload []byte) []byte {
