@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/url"
@@ -13,7 +14,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/jackc/pgx/v5"
+	_ "github.com/jackc/pgx/v5/stdlib"
 	_ "modernc.org/sqlite"
 
 	"github.com/plusone-dev/plusone/client"
@@ -236,33 +237,19 @@ func (d *deployment) eventually(what string, done func() bool) {
 }
 
 // query reads rows of the ledger, past all proxies.
-func (d *deployment) query(statement string, each func(scan func(...any) error) error) error {
+func (d *deployment) query(statement string, each func(scan func(...any) error) error) (err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	if d.postgres == nil {
-		db, err := sql.Open("sqlite", "file:"+d.sqlite+"?mode=ro&_pragma=busy_timeout(5000)")
-		if err != nil {
-			return err
-		}
-		defer func() { _ = db.Close() }() // it was only read
-		rows, err := db.QueryContext(ctx, statement)
-		if err != nil {
-			return err
-		}
-		defer rows.Close()
-		for rows.Next() {
-			if err := each(rows.Scan); err != nil {
-				return err
-			}
-		}
-		return rows.Err()
+	driver, source := "sqlite", "file:"+d.sqlite+"?mode=ro&_pragma=busy_timeout(5000)"
+	if d.postgres != nil {
+		driver, source = "pgx", d.postgres.URL
 	}
-	conn, err := pgx.Connect(ctx, d.postgres.URL)
+	db, err := sql.Open(driver, source)
 	if err != nil {
 		return err
 	}
-	defer func() { _ = conn.Close(ctx) }() // nothing was written
-	rows, err := conn.Query(ctx, statement)
+	defer func() { err = errors.Join(err, db.Close()) }()
+	rows, err := db.QueryContext(ctx, statement)
 	if err != nil {
 		return err
 	}

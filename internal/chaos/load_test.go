@@ -9,10 +9,9 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/google/uuid"
-
 	"github.com/plusone-dev/plusone/client"
 	"github.com/plusone-dev/plusone/internal/history"
+	"github.com/plusone-dev/plusone/internal/storetest"
 )
 
 const (
@@ -77,7 +76,7 @@ func (l *load) preamble() {
 	for i := range entries {
 		entries[i] = history.Entry{Key: uint32(i), Delta: floor}
 	}
-	c.change(&change{id: newID(time.Now()), entries: entries})
+	c.change(&change{id: storetest.NewID(time.Now()), entries: entries})
 	for len(c.doubts) > 0 {
 		c.settle()
 	}
@@ -169,11 +168,11 @@ func (c *caller) run() {
 		}
 		switch n := c.rand.IntN(100); {
 		case n < 20:
-			c.change(&change{id: newID(time.Now()), entries: c.randomEntries()})
+			c.change(&change{id: storetest.NewID(time.Now()), entries: c.randomEntries()})
 		case n < 40:
-			c.change(&change{id: newID(time.Now()), entries: []history.Entry{c.randomEntry(randomKey(c.rand))}})
+			c.change(&change{id: storetest.NewID(time.Now()), entries: []history.Entry{c.randomEntry(randomKey(c.rand))}})
 		case n < 60:
-			c.change(&change{id: newID(time.Now()), like: &history.Like{
+			c.change(&change{id: storetest.NewID(time.Now()), like: &history.Like{
 				Key: hotKeys + c.rand.Uint32N(likedKeys), Actor: c.rand.Uint32N(actorCount), Liked: c.rand.IntN(3) > 0,
 			}})
 		case n < 75:
@@ -205,16 +204,6 @@ func (c *caller) think() {
 	case <-timer.C:
 	case <-c.load.stopped:
 	}
-}
-
-func newID(at time.Time) string {
-	id := uuid.New()
-	ms := at.UnixMilli()
-	for i := range 6 {
-		id[i] = byte(ms >> (40 - 8*i))
-	}
-	id[6] = id[6]&0x0f | 0x70
-	return id.String()
 }
 
 func (c *caller) randomEntry(key uint32) history.Entry {
@@ -336,7 +325,7 @@ func (c *caller) call(ch *change) history.Event {
 // forbidden sends what must be refused: an id of another change of the key, or one that is too old.
 func (c *caller) forbidden() {
 	entry := history.Entry{Key: randomKey(c.rand), Delta: 5}
-	id := newID(time.Now().Add(-dedupe - time.Minute))
+	id := storetest.NewID(time.Now().Add(-dedupe - time.Minute))
 	if c.last != nil && len(c.last.entries) == 1 && c.rand.IntN(2) == 0 {
 		id, entry = c.last.id, history.Entry{Key: c.last.entries[0].Key, Delta: c.last.entries[0].Delta * 7}
 	}
@@ -358,7 +347,7 @@ func (c *caller) forbidden() {
 // readOwn reads what this caller wrote last.
 func (c *caller) readOwn() {
 	if c.last == nil || len(c.last.entries) != 1 {
-		c.change(&change{id: newID(time.Now()), entries: []history.Entry{c.randomEntry(randomKey(c.rand))}})
+		c.change(&change{id: storetest.NewID(time.Now()), entries: []history.Entry{c.randomEntry(randomKey(c.rand))}})
 	}
 	if c.last != nil && len(c.last.entries) == 1 {
 		c.read([]uint32{c.last.entries[0].Key}, 0, true)

@@ -82,7 +82,6 @@ func NewChecker(cfg Config) *Checker {
 func (c *Checker) Apply(e *Event) {
 	c.now = e.At
 	c.samples.take(c.now, c.keys)
-	c.stats.events++
 	switch e.Kind {
 	case Change, Forbidden:
 		c.change(e)

@@ -10,7 +10,6 @@ type Stats struct {
 	// Violations are broken promises.
 	Violations int64
 
-	events   int64
 	outcomes [Expired + 1]int64
 }
 
@@ -29,7 +28,6 @@ func (s *Stats) Add(o Stats) {
 	s.FailedReads += o.FailedReads
 	s.Refused += o.Refused
 	s.Violations += o.Violations
-	s.events += o.events
 	for i := range s.outcomes {
 		s.outcomes[i] += o.outcomes[i]
 	}
