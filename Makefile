@@ -44,8 +44,25 @@ CHAOS_SEED ?= 0
 .PHONY: chaos
 chaos: servers ## Run the fault suite for an hour or so, as root for the full disks; CHAOS_FAULTS, CHAOS_OPS, CHAOS_SEED.
 	mkdir -p bin/chaos
-	$(GO) test ./internal/chaos -run 'TestChaos|TestPlantedBugs' -count=1 -timeout=3h -v -args -chaos.faults=$(CHAOS_FAULTS) \
-		-chaos.ops=$(CHAOS_OPS) -chaos.seed=$(CHAOS_SEED) -chaos.skew -chaos.bugs -chaos.history=$(CURDIR)/bin/chaos
+	$(GO) test ./internal/chaos -run 'TestChaos|TestPlantedBugs|TestLoss' -count=1 -timeout=3h -v -args -chaos.faults=$(CHAOS_FAULTS) \
+		-chaos.ops=$(CHAOS_OPS) -chaos.seed=$(CHAOS_SEED) -chaos.skew -chaos.bugs -chaos.power -chaos.history=$(CURDIR)/bin/chaos
+
+BENCH_RUNS ?= 5
+BENCH_TIME ?= 3s
+BENCH_OUTAGE ?= 1m
+
+.PHONY: bench
+bench: servers ## Measure plusone beside its yardsticks for a quarter of an hour; BENCH_RUNS, BENCH_TIME, BENCH_OUTAGE.
+	$(GO) test ./internal/bench -count=1 -timeout=2h -args -bench.runs=$(BENCH_RUNS) -bench.time=$(BENCH_TIME) -bench.warm=1s \
+		-bench.outage=$(BENCH_OUTAGE) -bench.scale=1
+
+LOAD_ADDR ?= 127.0.0.1:50051
+LOAD_HTTP ?= 127.0.0.1:8080
+LOAD_FOR ?= 10s
+
+.PHONY: load
+load: ## Put ghz on a running server (counters below load/ change); LOAD_ADDR, LOAD_HTTP, LOAD_FOR.
+	$(GO) run ./internal/load -addr $(LOAD_ADDR) -http $(LOAD_HTTP) -for $(LOAD_FOR)
 
 FUZZTIME ?= 10s
 

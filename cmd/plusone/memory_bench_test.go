@@ -3,8 +3,6 @@ package main_test
 import (
 	"context"
 	"fmt"
-	"strconv"
-	"strings"
 	"sync"
 	"testing"
 
@@ -24,7 +22,7 @@ func BenchmarkRedisMemory(b *testing.B) {
 	ctx := context.Background()
 	key := func(i int) string { return fmt.Sprintf("views/post:%07d", i) }
 	for b.Loop() {
-		empty := usedMemory(b, redis)
+		empty := redis.Info("used_memory")
 		for from := 0; from < size; from += 10_000 {
 			entries := make([]client.Entry, 10_000)
 			for i := range entries {
@@ -33,7 +31,7 @@ func BenchmarkRedisMemory(b *testing.B) {
 			_, err := c.BatchIncrement(ctx, entries)
 			must(b, err)
 		}
-		pending := usedMemory(b, redis)
+		pending := redis.Info("used_memory")
 		for from := 0; from < size; from += 1_000 {
 			keys := make([]string, 1_000)
 			for i := range keys {
@@ -42,19 +40,19 @@ func BenchmarkRedisMemory(b *testing.B) {
 			_, err := c.BatchGet(ctx, keys, client.Fresh())
 			must(b, err)
 		}
-		cached := usedMemory(b, redis)
+		cached := redis.Info("used_memory")
 		inParallel(b, size, func(int) error {
 			_, err := c.Increment(ctx, key(0), 1)
 			return err
 		})
-		claimed := usedMemory(b, redis)
+		claimed := redis.Info("used_memory")
 		inParallel(b, size, func(i int) error {
 			_, err := c.Like(ctx, key(0), fmt.Sprintf("user:%07d", i))
 			return err
 		})
-		liked := usedMemory(b, redis)
+		liked := redis.Info("used_memory")
 		redis.Do("EVAL", `for _, bucket in ipairs(redis.call('KEYS', 'plusone:*:likes:*')) do redis.call('DEL', bucket) end`, "0")
-		remembered := liked - usedMemory(b, redis)
+		remembered := liked - redis.Info("used_memory")
 		b.ReportMetric(float64(pending-empty)/size, "B/pending-key")
 		b.ReportMetric(float64(cached-pending)/size, "B/cached-key")
 		b.ReportMetric(float64(claimed-cached)/size, "B/request-id")
@@ -78,17 +76,4 @@ func inParallel(b *testing.B, n int, call func(i int) error) {
 		})
 	}
 	callers.Wait()
-}
-
-func usedMemory(t testing.TB, redis *redistest.Server) int {
-	t.Helper()
-	for line := range strings.Lines(redis.Do("INFO", "memory")) {
-		if value, ok := strings.CutPrefix(line, "used_memory:"); ok {
-			n, err := strconv.Atoi(strings.TrimSpace(value))
-			must(t, err)
-			return n
-		}
-	}
-	t.Fatal("INFO memory has no used_memory")
-	return 0
 }

@@ -144,15 +144,6 @@ var bugsOfWrites = []plantedBug{
 		}},
 	},
 	{
-		name:  "redis does not keep the claim of a batch",
-		what:  "A batch that is sent again, since the connection to Redis broke before its answer, counts changes without an id twice.",
-		modes: []string{"sharded"},
-		replace: []plusonetest.Replacement{{
-			File: "shard/scripts/write.lua",
-			Old:  "redis.call('HSET', batch_key, id, likes)\n",
-		}},
-	},
-	{
 		name:  "writers go on in a sealed window",
 		what:  "Writers use a window for twice its length, whatever was sealed. What comes between the scan and the end is lost.",
 		modes: []string{"sharded"},
@@ -304,20 +295,6 @@ var bugsOfLikes = []plantedBug{
 			Old:  "case liked && !was:",
 			New:  "case liked:",
 		}},
-	},
-	{
-		name: "an older like overwrites a newer one",
-		what: "Of a key that was just spread, the window of the home may come to the ledger after that of the pair's new place, " +
-			"and wins.",
-		modes: []string{"sharded"},
-		replace: []plusonetest.Replacement{
-			{File: "flush/postgres_likes.go", Old: "WHERE excluded.at > l.at AND (", New: "WHERE ("},
-			{
-				File: "flush/likes_order.go",
-				Old:  "tooLong := age >= max(likesWait*w.cfg.Window, leastLikesWait)",
-				New:  "tooLong := age >= 0",
-			},
-		},
 	},
 }
 

@@ -87,9 +87,7 @@ func (d *deployment) run(faults []fault, count int, ops int64) []history.Violati
 		}
 		f := queue[0]
 		queue = queue[1:]
-		began := time.Now()
 		d.inject(f)
-		d.t.Logf("%s: %v", f.name, time.Since(began).Round(time.Millisecond))
 		if done%20 == 19 && !d.load.failed() {
 			d.audit()
 		}
@@ -103,22 +101,25 @@ func (d *deployment) run(faults []fault, count int, ops int64) []history.Violati
 // inject does one fault, and waits until plusone has got over it by itself.
 func (d *deployment) inject(f fault) {
 	d.t.Helper()
+	began := time.Now()
 	d.history.Record(history.Event{Kind: history.Unsettle})
 	name := f.do(d)
 	if name == "" {
 		name = f.name
 	}
-	for _, n := range d.processes() {
-		for _, link := range n.links() {
-			link.Heal()
-		}
-	}
+	d.heal()
 	d.load.progress(callers)
 	d.drain()
 	if !d.load.failed() {
 		d.history.Record(history.Event{Kind: history.Settle})
 		d.load.progress(2 * callers)
 	}
+	took := time.Since(began).Round(time.Millisecond)
+	if name == notReached {
+		d.t.Logf("%s, %s: %v", f.name, name, took)
+		return
+	}
+	d.t.Logf("%s: %v", name, took)
 	d.faults[name]++
 }
 

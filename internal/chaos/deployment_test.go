@@ -67,8 +67,34 @@ type node struct {
 	front, toRedis, toPostgres *netfault.Proxy
 }
 
-func (n *node) links() []*netfault.Proxy {
-	return slices.DeleteFunc([]*netfault.Proxy{n.front, n.toRedis, n.toPostgres}, func(p *netfault.Proxy) bool { return p == nil })
+func front(n *node) *netfault.Proxy { return n.front }
+
+func toRedis(n *node) *netfault.Proxy { return n.toRedis }
+
+func toPostgres(n *node) *netfault.Proxy { return n.toPostgres }
+
+// links are the connections of one kind in a deployment.
+type links func(*deployment) []*netfault.Proxy
+
+// of are the links of each process.
+func of(link func(*node) *netfault.Proxy) links {
+	return func(d *deployment) []*netfault.Proxy {
+		var all []*netfault.Proxy
+		for _, n := range d.processes() {
+			if p := link(n); p != nil {
+				all = append(all, p)
+			}
+		}
+		return all
+	}
+}
+
+func (d *deployment) heal() {
+	for _, kind := range []links{of(front), of(toRedis), of(toPostgres), toCluster, betweenClusterNodes} {
+		for _, p := range kind(d) {
+			p.Heal()
+		}
+	}
 }
 
 // scenario is a kind of deployment with the faults that it must stand.
@@ -113,7 +139,9 @@ func (d *deployment) sharded() { d.shardedOn(pgtest.Start(d.t)) }
 
 func (d *deployment) shardedOn(postgres *pgtest.Server) {
 	d.postgres = postgres
-	d.redis = redistest.Start(d.t, redistest.AppendFsyncAlways())
+	d.redis = redistest.Start(d.t, redistest.AppendFsyncAlways(),
+		// Or a start after an hour would take minutes.
+		redistest.Config("auto-aof-rewrite-percentage", "100"), redistest.Config("auto-aof-rewrite-min-size", "16mb"))
 	d.shardedNodes()
 }
 
@@ -281,7 +309,7 @@ func (d *deployment) drain() {
 	d.eventually("all that was acknowledged is drained", func() bool { return d.load.failed() || d.watermark() > now })
 }
 
-// urls are those of the servers themselves, past all proxies.
+// urls are those of the servers themselves, past all proxies but those of a cluster.
 func (d *deployment) urls() []string {
 	var urls []string
 	if d.postgres != nil {

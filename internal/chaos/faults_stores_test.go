@@ -1,6 +1,9 @@
 package chaos_test
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
+	"slices"
 	"time"
 
 	"github.com/plusone-dev/plusone/internal/history"
@@ -29,24 +32,29 @@ var postgresFaults = []fault{
 			d.during(time.Millisecond, 50*time.Millisecond)
 		}
 	}),
-	cutAt("COMMIT", "the answer to a commit lost", netfault.CutAnswer),
-	cutAt("COMMIT", "the connection cut before a commit", netfault.CutRequest),
-	network("server and Postgres", func(n *node) *netfault.Proxy { return n.toPostgres }),
+	cutAt(boundCommit, "the answer to a commit lost", netfault.CutAnswer, of(toPostgres)),
+	cutAt(boundCommit, "the connection cut before a commit", netfault.CutRequest, of(toPostgres)),
+	network("server and Postgres", of(toPostgres)),
 }
 
-// cutAt cuts connections to Postgres at a statement.
-func cutAt(pattern, name string, how netfault.Cut) fault {
+// boundCommit is in each execution of a COMMIT: the name under which pgx has prepared it, which is made of its text. The
+// text itself is sent once by a connection, when it is prepared. The 0 before it ends the name of a portal.
+var boundCommit = func() string {
+	digest := sha256.Sum256([]byte("COMMIT"))
+	return "\x00stmtcache_" + hex.EncodeToString(digest[:24])
+}()
+
+// cutAt cuts connections where they send a pattern, some times one after the other.
+func cutAt(pattern, name string, how netfault.Cut, which links) fault {
 	return plain(name, func(d *deployment) {
-		for _, n := range d.processes() {
-			n.toPostgres.CutOn(pattern, how)
-		}
-		d.eventually("a commit is cut", func() bool {
-			fired := false
-			for _, n := range d.processes() {
-				fired = fired || n.toPostgres.Fired()
+		for range 1 + d.rand.IntN(10) {
+			for _, p := range which(d) {
+				p.CutOn(pattern, how)
 			}
-			return fired || d.load.failed()
-		})
+			d.eventually("a connection is cut", func() bool {
+				return slices.ContainsFunc(which(d), (*netfault.Proxy).Fired) || d.load.failed()
+			})
+		}
 	})
 }
 
@@ -66,7 +74,11 @@ var redisFaults = []fault{
 		d.redis.Do("SCRIPT", "FLUSH")
 		d.redis.Do("CLIENT", "KILL", "TYPE", "normal")
 	}),
-	network("process and Redis", func(n *node) *netfault.Proxy { return n.toRedis }),
+	cutAt("EVALSHA", "the answer of a script lost", netfault.CutAnswer, of(toRedis)),
+	// Most of these keys have only changes without a request id, which nothing but the store's own care keeps from counting twice.
+	cutAt(keyName(6), "the answer about a key lost", netfault.CutAnswer, of(toRedis)),
+	cutAt("EVALSHA", "the connection cut before a script", netfault.CutRequest, of(toRedis)),
+	network("process and Redis", of(toRedis)),
 }
 
 // rollbackFaults take Redis back in time.

@@ -7,16 +7,18 @@ import (
 	"time"
 
 	"github.com/plusone-dev/plusone/internal/failpoint"
-	"github.com/plusone-dev/plusone/internal/history"
 	"github.com/plusone-dev/plusone/internal/netfault"
 )
 
 // fault is something that happens to a deployment under load, and ends.
 type fault struct {
 	name string
-	// do returns the name under which it is counted, "" for its own.
+	// do returns the name under which it is counted, "" for its own, or notReached.
 	do func(*deployment) string
 }
+
+// notReached is the name of a fault that did not happen, since nothing came to the place for it.
+const notReached = "not reached"
 
 func plain(name string, do func(*deployment)) fault {
 	return fault{name, func(d *deployment) string { do(d); return "" }}
@@ -54,11 +56,13 @@ var serverFaults = []fault{
 		n.Signal(syscall.SIGCONT)
 	}),
 	plain("rolling restart", rollingRestart),
-	network("client and server", func(n *node) *netfault.Proxy { return n.front }),
+	network("client and server", of(front)),
 }
 
 // rollingRestart stops one server after the other in order, which no caller may notice.
 func rollingRestart(d *deployment) {
+	d.load.patient.Store(true)
+	defer d.load.patient.Store(false)
 	// What faults before it have left in doubt must not be taken for its doing.
 	d.load.progress(200)
 	before := d.history.Stats()
@@ -69,7 +73,7 @@ func rollingRestart(d *deployment) {
 		d.load.progress(callers)
 	}
 	after := d.history.Stats()
-	if n := after.Answers(history.InDoubt) - before.Answers(history.InDoubt); n > 0 {
+	if n := after.Doubts - before.Doubts; n > 0 {
 		d.t.Errorf("a rolling restart left %d changes in doubt", n)
 	}
 	if n := after.Refused - before.Refused; n > 0 {
@@ -81,15 +85,9 @@ func rollingRestart(d *deployment) {
 }
 
 // network are the faults of one kind of connection.
-func network(between string, link func(*node) *netfault.Proxy) fault {
+func network(between string, which links) fault {
 	return fault{"network between " + between, func(d *deployment) string {
-		var links []*netfault.Proxy
-		for _, n := range d.processes() {
-			if p := link(n); p != nil {
-				links = append(links, p)
-			}
-		}
-		p := pick(d, links)
+		p := pick(d, which(d))
 		what := pick(d, networkFaults)
 		what.do(d, p)
 		return what.name + " between " + between
@@ -143,20 +141,39 @@ var commitFaults = []fault{
 var liveFaults = []fault{
 	diesAt("shard.write.answered", func(d *deployment) *node { return pick(d, d.nodes) }),
 	diesAt("shard.load.before", func(d *deployment) *node { return pick(d, d.nodes) }),
+	plain("loads of bases held up", heldLoads),
+}
+
+// heldLoads has all servers read the ledger and load what they read only when a window or two have been drained since,
+// again and again.
+func heldLoads(d *deployment) {
+	var pauses []string
+	for hit := range 20 {
+		pauses = append(pauses, fmt.Sprintf("shard.load.before=pause:%v@%d", window+time.Duration(d.rand.Int64N(int64(window))), 1+hit))
+	}
+	for _, n := range d.nodes {
+		n.SetEnv("PLUSONE_FAILPOINTS=" + strings.Join(pauses, ","))
+		n.Restart()
+	}
+	d.during(3*window, 5*window)
+	for _, n := range d.nodes {
+		n.SetEnv()
+		n.Restart()
+	}
 }
 
 // diesAt has a process kill itself at a point.
 func diesAt(point string, which func(*deployment) *node) fault {
 	return fault{"killed at " + point, func(d *deployment) string {
 		n := which(d)
-		n.SetEnv(fmt.Sprintf("PLUSONE_FAILPOINTS=%s=kill@%d", point, 1+d.rand.IntN(4)))
+		n.SetEnv(fmt.Sprintf("PLUSONE_FAILPOINTS=%s=kill@%d", point, 1+d.rand.IntN(2)))
 		n.Kill()
 		n.Spawn()
 		if !n.WaitExit(4 * time.Second) {
 			// Others drain the shards, or nothing was lost that this step is for.
 			n.SetEnv()
 			n.Restart()
-			return "not reached: " + point
+			return notReached
 		}
 		n.SetEnv()
 		n.Spawn()
@@ -181,12 +198,7 @@ var workerFaults = func() []fault {
 			d.during(200*time.Millisecond, time.Second)
 			d.worker.Signal(syscall.SIGCONT)
 		}),
-		network("worker and Postgres", func(n *node) *netfault.Proxy {
-			if n.front != nil {
-				return nil
-			}
-			return n.toPostgres
-		}),
+		network("worker and Postgres", func(d *deployment) []*netfault.Proxy { return []*netfault.Proxy{d.worker.toPostgres} }),
 	}
 	for _, point := range failpoint.Points() {
 		if strings.HasPrefix(point, "flush.") {

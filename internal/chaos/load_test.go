@@ -19,6 +19,8 @@ const (
 	hotKeys    = 1 // the first: in every batch, so that it is spread
 	likedKeys  = 9 // the next ones
 	signedKeys = 20
+	// noIDKeys, after the others, have only changes without a request id.
+	noIDKeys   = 600
 	actorCount = 60
 	callers    = 24
 	batchSize  = 100
@@ -26,6 +28,12 @@ const (
 	maxDoubts = 3
 	// maxThink is how long a caller waits between two calls, at most: the machine is to be busy with faults too.
 	maxThink = 200 * time.Millisecond
+	// callTimeout outlasts most faults, attemptTimeout makes a call try another server meanwhile.
+	callTimeout    = 10 * time.Second
+	attemptTimeout = time.Second
+	// One caller in impatient gives a change up after haste, so that changes are in doubt now and then.
+	impatient = 4
+	haste     = 300 * time.Millisecond
 	// floor is what each counter has before anything else: whatever is made up from nothing is below it.
 	floor = 1_000_000_000
 )
@@ -36,6 +44,10 @@ type load struct {
 	keys    []string
 	clients []*client.Client
 	calls   atomic.Int64 // answered well
+	// noID makes changes without a request id.
+	noID *noIDLoad
+	// patient is set while no caller may give up.
+	patient atomic.Bool
 	stopped chan struct{}
 	group   sync.WaitGroup
 
@@ -49,7 +61,7 @@ func isSigned(key uint32) bool      { return key >= keyCount-signedKeys }
 func randomKey(r *rand.Rand) uint32 { return r.Uint32N(keyCount) }
 
 func keyNames() []string {
-	names := make([]string, keyCount)
+	names := make([]string, keyCount+noIDKeys)
 	for i := range names {
 		names[i] = keyName(uint32(i))
 	}
@@ -60,8 +72,9 @@ func (d *deployment) startLoad() {
 	l := &load{d: d, keys: keyNames(), stopped: make(chan struct{})}
 	d.load = l
 	for range 4 {
-		l.clients = append(l.clients, d.dial(client.WithTimeout(4*time.Second), client.WithAttemptTimeout(time.Second)))
+		l.clients = append(l.clients, d.dial(client.WithTimeout(callTimeout), client.WithAttemptTimeout(attemptTimeout)))
 	}
+	l.noID = d.noIDLoad()
 	l.preamble()
 	for i := range callers {
 		c := &caller{load: l, id: uint32(i + 1), client: l.clients[i%len(l.clients)], rand: rand.New(rand.NewPCG(d.rand.Uint64(), uint64(i)))}
@@ -72,7 +85,7 @@ func (d *deployment) startLoad() {
 // preamble gives every counter its floor, and has it drained.
 func (l *load) preamble() {
 	c := &caller{load: l, id: callers + 1, client: l.clients[0], rand: rand.New(rand.NewPCG(1, 1))}
-	entries := make([]history.Entry, keyCount)
+	entries := make([]history.Entry, len(l.keys))
 	for i := range entries {
 		entries[i] = history.Entry{Key: uint32(i), Delta: floor}
 	}
@@ -87,7 +100,7 @@ func (l *load) preamble() {
 			var count int64
 			return scan(&count)
 		})
-		return err == nil && n == keyCount
+		return err == nil && n == len(l.keys)
 	})
 	l.d.history.Record(history.Event{Kind: history.Floor})
 }
@@ -169,6 +182,8 @@ func (c *caller) run() {
 		switch n := c.rand.IntN(100); {
 		case n < 20:
 			c.change(&change{id: storetest.NewID(time.Now()), entries: c.randomEntries()})
+		case n < 28:
+			c.changeWithoutID()
 		case n < 40:
 			c.change(&change{id: storetest.NewID(time.Now()), entries: []history.Entry{c.randomEntry(randomKey(c.rand))}})
 		case n < 60:
@@ -278,6 +293,11 @@ func (c *caller) send(ch *change) {
 // call makes the call of a change and tells its answer.
 func (c *caller) call(ch *change) history.Event {
 	ctx := context.Background()
+	if c.id%impatient == 0 && !c.load.patient.Load() {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, haste)
+		defer cancel()
+	}
 	var receipt client.Receipt
 	var err error
 	e := history.Event{Kind: history.Answer}

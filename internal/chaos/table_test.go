@@ -51,7 +51,7 @@ func (r *results) print() {
 	var all history.Stats
 	total := map[string]int{}
 	faults := 0
-	fmt.Printf("\n| deployment | faults | changes acknowledged | values read and checked | in doubt, then settled | repeats | left in doubt | promises broken |\n|---|---|---|---|---|---|---|---|\n")
+	fmt.Printf("\n| deployment | faults | changes acknowledged | values read and checked | in doubt for a time | repeats | left in doubt | without an id, left in doubt | promises broken |\n|---|---|---|---|---|---|---|---|---|\n")
 	for _, name := range slices.Sorted(maps.Keys(r.rows)) {
 		row := r.rows[name]
 		n := 0
@@ -61,10 +61,10 @@ func (r *results) print() {
 		}
 		faults += n
 		all.Add(row.stats)
-		fmt.Printf("| %s | %d | %d | %d | %d | %d | %d | %d |\n", name, n, row.stats.Changes, row.stats.Reads,
-			row.stats.Answers(history.InDoubt), row.stats.Repeats, row.doubts, row.stats.Violations)
+		fmt.Printf("| %s | %d | %d | %d | %d | %d | %d | %d | %d |\n", name, n, row.stats.Changes, row.stats.Reads,
+			row.stats.Doubts, row.stats.Repeats, row.doubts, row.stats.Unsettled, row.stats.Violations)
 	}
-	fmt.Printf("| all | %d | %d | %d | %d | %d | | %d |\n\n", faults, all.Changes, all.Reads, all.Answers(history.InDoubt), all.Repeats, all.Violations)
+	fmt.Printf("| all | %d | %d | %d | %d | %d | | %d | %d |\n\n", faults, all.Changes, all.Reads, all.Doubts, all.Repeats, all.Unsettled, all.Violations)
 	fmt.Printf("%d faults, %d operations checked, %d promises broken, seed %d\n\n| fault | times |\n|---|---|\n", faults, all.Checked(), all.Violations, *seedFlag)
 	for _, name := range slices.SortedFunc(maps.Keys(total), strings.Compare) {
 		fmt.Printf("| %s | %d |\n", name, total[name])

@@ -180,7 +180,6 @@ func (c *Checker) answer(e *Event) {
 		c.violate(0, "history: op %d was answered and is unknown", e.Op)
 		return
 	}
-	c.stats.outcomes[e.Outcome]++
 	if o.event.Kind == Forbidden {
 		delete(c.open, e.Op)
 		if e.Outcome == Applied || e.Outcome == Duplicate {
@@ -196,6 +195,14 @@ func (c *Checker) answer(e *Event) {
 	case Applied, Duplicate:
 		c.acknowledged(o, e)
 	case InDoubt:
+		if o.event.NoID {
+			c.stats.Unsettled++
+			delete(c.open, e.Op)
+			return
+		}
+		if !o.doubted {
+			c.stats.Doubts++
+		}
 		o.doubted = true
 	default:
 		c.refused(o, e)
@@ -233,7 +240,9 @@ func (c *Checker) acknowledged(o *call, e *Event) {
 		c.stats.Changes++
 		c.endLike(o, e.Liked)
 	}
-	c.last[o.event.Client] = o
+	if !o.event.NoID {
+		c.last[o.event.Client] = o
+	}
 }
 
 func (c *Checker) refused(o *call, e *Event) {
@@ -243,7 +252,9 @@ func (c *Checker) refused(o *call, e *Event) {
 	if o.doubted {
 		return // an earlier attempt may have been counted, and nobody will ever tell
 	}
-	c.stats.Refused++
+	if !o.event.NoID { // nobody repeats those for their caller
+		c.stats.Refused++
+	}
 	delete(c.open, o.event.Op)
 	for _, entry := range o.event.Entries {
 		c.keys[entry.Key].unissue(entry.Delta)

@@ -37,6 +37,10 @@ func (s *story) begin(delta int64) uint64 {
 	return s.event(history.Event{Kind: history.Change, Client: 1, Entries: []history.Entry{{Key: 0, Delta: delta}}})
 }
 
+func (s *story) beginWithoutID(delta int64) uint64 {
+	return s.event(history.Event{Kind: history.Change, Client: 1, NoID: true, Entries: []history.Entry{{Key: 0, Delta: delta}}})
+}
+
 func (s *story) end(op uint64, outcome history.Outcome) {
 	s.event(history.Event{Kind: history.Answer, Op: op, Outcome: outcome})
 }
@@ -110,6 +114,14 @@ var stories = []struct {
 	{"a read without an acknowledged decrease", 3, func(s *story) { s.add(5); s.add(-2); s.read(5) }},
 	{"a read with a refused change", 3, func(s *story) { op := s.begin(5); s.end(op, history.Refused); s.read(5) }},
 	{"a read of a change in doubt", 0, func(s *story) { op := s.begin(5); s.end(op, history.InDoubt); s.read(5); s.read(0) }},
+	{"a read of a doubt that nobody can settle", 0, func(s *story) {
+		s.end(s.beginWithoutID(5), history.InDoubt)
+		s.read(5)
+		s.read(0)
+		s.mark(history.Settle)
+		s.read(5)
+	}},
+	{"a change without an id that is counted twice", 3, func(s *story) { s.end(s.beginWithoutID(5), history.Applied); s.read(10) }},
 	{"a refusal after a doubt", 0, func(s *story) {
 		op := s.begin(5)
 		s.end(op, history.InDoubt)

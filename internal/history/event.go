@@ -6,7 +6,7 @@ import "time"
 type Kind uint8
 
 const (
-	// Change: a change is sent for the first time. It has Client, Op, and Entries or Like.
+	// Change: a change is sent for the first time. It has Client, Op, and Entries or Like, and maybe NoID.
 	Change Kind = iota + 1
 	// Forbidden: a change is sent that must be refused, such as one with an id that was used for another. It has Op.
 	Forbidden
@@ -98,6 +98,8 @@ type Event struct {
 	Op      uint64
 	Entries []Entry
 	Like    *Like
+	// NoID: a Change without a request id, which is sent once. If it is in doubt, it stays so.
+	NoID    bool
 	Outcome Outcome
 	Liked   *Liked
 	Keys    []uint32

@@ -9,7 +9,7 @@ import (
 )
 
 // version begins a file. It changes with the fields of Event.
-const version = "plusone history 1"
+const version = "plusone history 2"
 
 // writer writes a history as a gob stream: a few dozen bytes an event, and no code of ours.
 type writer struct {

@@ -16,6 +16,12 @@ const clusterTimeout = 60 * time.Second
 // slotCount is the number of slots of every Redis Cluster.
 const slotCount = 16384
 
+// busOffset is how much higher the port for other nodes is than that for clients.
+const busOffset = 10000
+
+// NodeTimeout is after how long without an answer the nodes of a cluster take another one for failed.
+const NodeTimeout = 5 * time.Second
+
 // Cluster is a Redis Cluster that lives as long as its test.
 type Cluster struct {
 	// Addrs are those of all nodes, masters first.
@@ -34,7 +40,7 @@ func StartCluster(t testing.TB, masters, replicas int, opts ...Option) *Cluster 
 	t.Helper()
 	opts = append([]Option{
 		Config("cluster-enabled", "yes"),
-		Config("cluster-node-timeout", "5000"),
+		Config("cluster-node-timeout", strconv.FormatInt(NodeTimeout.Milliseconds(), 10)),
 		// By default a master waits 5 s for more replicas before it serves the first one.
 		Config("repl-diskless-sync-delay", "0"),
 	}, opts...)
@@ -43,8 +49,10 @@ func StartCluster(t testing.TB, masters, replicas int, opts ...Option) *Cluster 
 		nodes[i] = Start(t, opts...)
 	}
 	c := &Cluster{Masters: nodes[:masters], Replicas: nodes[masters:], t: t}
-	for _, n := range nodes {
+	ways := make([]announced, len(nodes))
+	for i, n := range nodes {
 		c.Addrs = append(c.Addrs, n.Addr)
+		ways[i] = n.announce()
 	}
 	for i, n := range c.Masters {
 		first, last := slotCount*i/masters, slotCount*(i+1)/masters-1
@@ -53,12 +61,8 @@ func StartCluster(t testing.TB, masters, replicas int, opts ...Option) *Cluster 
 	}
 	// Introducing every pair is quicker than waiting for gossip.
 	for i, n := range nodes {
-		for _, other := range nodes[i+1:] {
-			host, port, err := net.SplitHostPort(other.Addr)
-			if err != nil {
-				t.Fatal(err)
-			}
-			n.Do("CLUSTER", "MEET", host, port)
+		for _, other := range ways[i+1:] {
+			n.Do("CLUSTER", "MEET", other.host, other.port, other.busPort)
 		}
 	}
 	c.WaitHealthy()
@@ -71,6 +75,36 @@ func StartCluster(t testing.TB, masters, replicas int, opts ...Option) *Cluster 
 		})
 	}
 	return c
+}
+
+// announced is how a node says that it can be reached.
+type announced struct{ host, port, busPort string }
+
+// announce has a node be reached as the option Behind says, also after a restart.
+func (s *Server) announce() announced {
+	s.t.Helper()
+	host, port := s.split(s.Addr)
+	bus := strconv.Itoa(s.port.Number + busOffset)
+	if s.settings.behind == nil {
+		return announced{host, port, bus}
+	}
+	clientBy, busBy := s.settings.behind(s.Addr, net.JoinHostPort(host, bus))
+	_, port = s.split(clientBy)
+	_, bus = s.split(busBy)
+	for _, d := range [][]string{{"cluster-announce-port", port}, {"cluster-announce-bus-port", bus}} {
+		s.Do("CONFIG", "SET", d[0], d[1])
+		s.settings.directives = append(s.settings.directives, d)
+	}
+	return announced{host, port, bus}
+}
+
+func (s *Server) split(addr string) (host, port string) {
+	s.t.Helper()
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return host, port
 }
 
 // Nodes are all nodes, masters first.

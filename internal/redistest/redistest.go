@@ -30,6 +30,7 @@ type Option func(*settings)
 type settings struct {
 	directives [][]string
 	appendOnly bool
+	behind     func(client, bus string) (string, string)
 }
 
 // AppendFsyncAlways makes every acknowledged write durable: it survives Kill. Without it a server keeps
@@ -52,6 +53,12 @@ func MaxMemory(bytes int64, policy string) Option {
 // Config sets a directive of redis.conf.
 func Config(directive string, values ...string) Option {
 	return func(s *settings) { s.directives = append(s.directives, append([]string{directive}, values...)) }
+}
+
+// Behind has the nodes of a cluster reach each other, and clients reach them, by way of other addresses, such as those of
+// proxies: the function is called once for each node with the address for clients and that for other nodes.
+func Behind(announce func(client, bus string) (clientBy, busBy string)) Option {
+	return func(s *settings) { s.behind = announce }
 }
 
 // Server is a Redis server that lives as long as its test. Its methods fail the test if they cannot do
@@ -176,6 +183,19 @@ func (s *Server) Do(args ...string) string {
 	}
 	return answer
 }
+
+// Info is a number of INFO, such as used_memory.
+func (s *Server) Info(field string) int64 {
+	s.t.Helper()
+	n, err := strconv.ParseInt(infoField(s.Do("INFO"), field), 10, 64)
+	if err != nil {
+		s.t.Fatalf("%s in INFO of Redis %s: %v", field, s.Addr, err)
+	}
+	return n
+}
+
+// PID is the process of the server.
+func (s *Server) PID() int { return s.process.PID() }
 
 // Kill ends the server with SIGKILL, if it runs.
 func (s *Server) Kill() {
