@@ -30,6 +30,8 @@ const maxRequestBytes = 10_000*(3+3+256+1+10) + 3 + 128
 
 const notUTF8 = "must be UTF-8"
 
+const methodBatch = "BatchIncrement"
+
 // Client calls plusone's servers. It is safe for concurrent use.
 type Client struct {
 	conn  *grpc.ClientConn
@@ -133,17 +135,16 @@ func (c *Client) BatchIncrement(ctx context.Context, entries []Entry, opts ...Ba
 	if ownID {
 		req.RequestId = newRequestID()
 	}
-	const method = "BatchIncrement"
 	if !utf8.ValidString(req.RequestId) {
-		return Receipt{}, refuse(method, req.RequestId, "request_id", notUTF8)
+		return Receipt{}, refuse(methodBatch, req.RequestId, "request_id", notUTF8)
 	}
 	for i, e := range entries {
 		if !utf8.ValidString(e.Key) {
-			return Receipt{}, refuse(method, req.RequestId, fmt.Sprintf("entries[%d].key", i), notUTF8)
+			return Receipt{}, refuse(methodBatch, req.RequestId, fmt.Sprintf("entries[%d].key", i), notUTF8)
 		}
 		req.Entries[i] = &plusonev1.BatchEntry{Key: e.Key, Delta: e.Delta}
 	}
-	return invoke(ctx, &c.retry, method, req.RequestId, c.rpc.BatchIncrement, req,
+	return invoke(ctx, &c.retry, methodBatch, req.RequestId, c.rpc.BatchIncrement, req,
 		func(resp *plusonev1.BatchIncrementResponse) (Receipt, error) { return receipt(resp, ownID) })
 }
 

@@ -30,6 +30,20 @@
 // To set it again changes nothing. The request id makes a difference all the same: a retry is told what the first
 // attempt did, and one that comes late does not undo what the actor has done since.
 //
+// # Many increments
+//
+// A [Coalescer] adds increments up in the process and sends the sums, a batch every few milliseconds. It is for what is
+// counted thousands of times a second:
+//
+//	views, err := counters.NewCoalescer()
+//	if err != nil {
+//		return err
+//	}
+//	defer views.Close(ctx)
+//
+//	err = views.Add(ctx, "views/post:42", 1)         // pending, and counted soon
+//	err = views.AddAndWait(ctx, "views/post:42", 1)  // counted
+//
 // # Errors
 //
 // Every failed call returns an [*Error], which the package's sentinels classify with errors.Is. The one

@@ -236,3 +236,38 @@ func ExampleError() {
 	}
 	// Output: Duplicate
 }
+
+// Views are counted by the thousand: the sums are sent, and each view is counted once.
+func ExampleCoalescer() {
+	addr, stop := exampleServer()
+	defer stop()
+
+	counters, err := client.Dial(addr)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer counters.Close()
+
+	ctx := context.Background()
+	views, err := counters.NewCoalescer(client.OnFailure(func(sum client.Entry, err error) {
+		log.Printf("%d views are not counted: %v", sum.Delta, err)
+	}))
+	if err != nil {
+		log.Fatal(err)
+	}
+	for range 10_000 {
+		if err := views.Add(ctx, "views/post:42", 1); err != nil {
+			log.Fatal(err)
+		}
+	}
+	// At the end of the program, or what is pending is lost.
+	if err := views.Close(ctx); err != nil {
+		log.Fatal(err)
+	}
+	count, err := counters.Get(ctx, "views/post:42", client.Fresh())
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(count.Count)
+	// Output: 10000
+}

@@ -41,6 +41,8 @@ type fakeStore struct {
 	likes  map[likePair]time.Time
 	seen   map[string]bool
 	idle   map[string]bool // ids of likes that changed nothing
+	full   string          // key of a total that would overflow
+	peak   int64           // largest delta of a batch
 	clock  time.Time
 	ids    []string      // of every attempt to change that arrived
 	reads  []readRequest // that arrived
@@ -59,8 +61,31 @@ func (s *fakeStore) Increment(_ context.Context, r *plusonev1.IncrementRequest) 
 }
 
 func (s *fakeStore) BatchIncrement(_ context.Context, r *plusonev1.BatchIncrementRequest) (*plusonev1.BatchIncrementResponse, error) {
+	if err := s.examine(r.Entries); err != nil {
+		return nil, err
+	}
 	outcome, asOf := s.apply(r.RequestId, "", r.Entries)
 	return &plusonev1.BatchIncrementResponse{Outcome: outcome, AsOf: asOf}, nil
+}
+
+func (s *fakeStore) examine(entries []*plusonev1.BatchEntry) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, e := range entries {
+		if e.Key == s.full {
+			_, err := refuseWith(codes.OutOfRange, reason("TOTAL_OVERFLOW"))(context.Background(), nil)
+			return err
+		}
+		s.peak = max(s.peak, e.Delta, -e.Delta)
+	}
+	return nil
+}
+
+// largest returns the largest delta that came in a batch, either way.
+func (s *fakeStore) largest() int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.peak
 }
 
 // apply has a single once-per period, which never ends.
