@@ -80,7 +80,7 @@ func New(store Store, reports Reports, config Config) (*Server, error) {
 	}
 
 	s := &Server{health: health.NewServer(), cache: cache, log: log, admission: in, ending: make(chan struct{})}
-	s.grpc = grpc.NewServer(append(interceptors(m, in, log, s.ending), limits()...)...)
+	s.grpc = grpc.NewServer(append(interceptors(m, in, log, s.ending), Limits()...)...)
 	plusonev1.RegisterCounterServiceServer(s.grpc, &counterService{
 		store: store, cache: cache, config: config, metrics: m,
 	})
@@ -103,8 +103,8 @@ func New(store Store, reports Reports, config Config) (*Server, error) {
 	return s, nil
 }
 
-// limits are the bounds on what a connection may cost.
-func limits() []grpc.ServerOption {
+// Limits are the options of gRPC by which a Server bounds what a connection may cost. It sets them itself.
+func Limits() []grpc.ServerOption {
 	return []grpc.ServerOption{
 		grpc.NumStreamWorkers(streamWorkers),
 		grpc.MaxRecvMsgSize(maxMessageBytes),
