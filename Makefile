@@ -53,7 +53,7 @@ BENCH_OUTAGE ?= 1m
 
 .PHONY: bench
 bench: servers ## Measure plusone beside its yardsticks for a quarter of an hour; BENCH_RUNS, BENCH_TIME, BENCH_OUTAGE.
-	$(GO) test ./internal/bench -count=1 -timeout=2h -args -bench.runs=$(BENCH_RUNS) -bench.time=$(BENCH_TIME) -bench.warm=1s \
+	$(GO) test ./internal/bench -count=1 -timeout=2h -v -args -bench.runs=$(BENCH_RUNS) -bench.time=$(BENCH_TIME) -bench.warm=1s \
 		-bench.outage=$(BENCH_OUTAGE) -bench.scale=1
 
 LOAD_ADDR ?= 127.0.0.1:50051

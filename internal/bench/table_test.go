@@ -26,6 +26,7 @@ type comparison struct {
 type row struct {
 	work, against, target string
 	throughput            string // of the subject, in operations a second
+	cost                  string // CPU time of an operation of the subject
 	ratios                string
 	latency               string
 }
@@ -51,9 +52,9 @@ func (r *rows) print() {
 		return
 	}
 	fmt.Printf("\n%s, %d CPUs, %s, %d paired runs of %v each; median (lowest to highest)\n\n", cpuModel(), runtime.NumCPU(), runtime.Version(), *runsFlag, *secondsFlag)
-	fmt.Printf("| work | against | a second | ratios | p50 / p99, beside the yardstick's | target |\n|---|---|---|---|---|---|\n")
+	fmt.Printf("| work | against | a second | CPU of server, of store | ratios | p50 / p99, beside the yardstick's | target |\n|---|---|---|---|---|---|---|\n")
 	for _, w := range r.rows {
-		fmt.Printf("| %s | %s | %s | %s | %s | %s |\n", w.work, w.against, w.throughput, w.ratios, w.latency, w.target)
+		fmt.Printf("| %s | %s | %s | %s | %s | %s | %s |\n", w.work, w.against, w.throughput, w.cost, w.ratios, w.latency, w.target)
 	}
 }
 
@@ -95,6 +96,7 @@ func (c comparison) measure(t *testing.T) {
 	table.add(row{
 		work: c.work, against: c.against, target: c.target, ratios: ratios,
 		throughput: spread(each(subjects, func(s sample) float64 { return s.perSecond }), "%.0f"),
+		cost:       cost(subjects),
 		latency:    latencies(subjects) + ", " + latencies(yards),
 	})
 }
@@ -105,6 +107,17 @@ func each(samples []sample, of func(sample) float64) []float64 {
 		all[i] = of(s)
 	}
 	return all
+}
+
+func cost(samples []sample) string {
+	micros := func(of func(sample) time.Duration) string {
+		return fmt.Sprintf("%.2f µs", median(each(samples, func(s sample) float64 { return float64(of(s)) / 1e3 })))
+	}
+	text := micros(func(s sample) time.Duration { return s.server })
+	if samples[0].store > 0 {
+		text += ", " + micros(func(s sample) time.Duration { return s.store })
+	}
+	return text
 }
 
 func latencies(samples []sample) string {
