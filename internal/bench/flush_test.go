@@ -62,15 +62,7 @@ func connect(t *testing.T, url string) *pgx.Conn {
 // drain changes keys and returns how many a second a worker drains, once their window has ended.
 func drain(t *testing.T, c *client.Client, conn *pgx.Conn, keys, stores []string) float64 {
 	t.Helper()
-	for from := 0; from < len(keys); from += 10_000 {
-		var entries []client.Entry
-		for _, key := range keys[from:min(from+10_000, len(keys))] {
-			entries = append(entries, client.Entry{Key: key, Delta: 1})
-		}
-		if _, err := c.BatchIncrement(t.Context(), entries); err != nil {
-			t.Fatal(err)
-		}
-	}
+	changeAll(t, c, keys)
 	wait(time.Second)
 	began := time.Now()
 	worker := plusonetest.Launch(t, build(t), append([]string{"flush", "--window=1s"}, stores...)...)

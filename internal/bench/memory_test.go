@@ -2,6 +2,7 @@ package bench_test
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 
 	"github.com/plusone-dev/plusone/client"
@@ -19,18 +20,10 @@ func TestMemory(t *testing.T) {
 	c := plusonetest.Dial(t, []*plusonetest.Instance{i})
 	empty := float64(redis.Info("used_memory"))
 	keys := keyNames(scaled(liveCounters))
-	for from := 0; from < len(keys); from += 10_000 {
-		var entries []client.Entry
-		for _, key := range keys[from:min(from+10_000, len(keys))] {
-			entries = append(entries, client.Entry{Key: key, Delta: 1})
-		}
-		if _, err := c.BatchIncrement(t.Context(), entries); err != nil {
-			t.Fatal(err)
-		}
-	}
+	changeAll(t, c, keys)
 	pending := float64(redis.Info("used_memory"))
-	for from := 0; from < len(keys); from += 1000 {
-		if _, err := c.BatchGet(t.Context(), keys[from:min(from+1000, len(keys))]); err != nil {
+	for chunk := range slices.Chunk(keys, 1000) {
+		if _, err := c.BatchGet(t.Context(), chunk); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -42,4 +35,18 @@ func TestMemory(t *testing.T) {
 			i.Metric("go_memstats_heap_inuse_bytes")/(1<<20), i.Metric("process_resident_memory_bytes")/(1<<20),
 			(pending-empty)/n, (cached-pending)/n),
 	})
+}
+
+// changeAll adds 1 to each key, by the largest batches there are.
+func changeAll(t *testing.T, c *client.Client, keys []string) {
+	t.Helper()
+	for chunk := range slices.Chunk(keys, 10_000) {
+		entries := make([]client.Entry, len(chunk))
+		for i, key := range chunk {
+			entries[i] = client.Entry{Key: key, Delta: 1}
+		}
+		if _, err := c.BatchIncrement(t.Context(), entries); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
