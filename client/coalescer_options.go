@@ -9,7 +9,7 @@ import (
 const (
 	// DefaultFlushInterval is short enough for somebody who waits, and long enough that the keys of a busy process come
 	// again and again in it.
-	DefaultFlushInterval = 5 * time.Millisecond
+	DefaultFlushInterval = 10 * time.Millisecond
 	// DefaultMaxKeys bounds what is pending to some 20 MB with keys of 50 bytes.
 	DefaultMaxKeys = 100_000
 	// DefaultMaxDelta is that of the server.
