@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"hash/maphash"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 	"unicode/utf8"
 
-	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 )
 
 // ErrFull: a Coalescer holds as many keys as it may, and was told to drop what comes then. Nothing was counted.
@@ -117,27 +119,53 @@ func (o *Coalescer) AddAndWait(ctx context.Context, key string, delta int64) err
 	case <-r.done:
 		return r.failed[key]
 	case <-ctx.Done():
-		e := newError(methodBatch, "", ctx.Err())
-		e.Code, e.Message, e.InDoubt = codes.Canceled, "the increment is on its way", true
-		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-			e.Code = codes.DeadlineExceeded
-		}
+		e := newError(methodBatch, "", status.FromContextError(ctx.Err()).Err())
+		e.Message, e.InDoubt = "the increment is on its way", true
+		e.causes = append(e.causes, ctx.Err())
 		return e
 	}
 }
 
 // Flush sends what is pending and waits until all that was added before is settled. It returns the first failure
-// among that, or why ctx is done.
+// among what was pending, or why ctx is done.
 func (o *Coalescer) Flush(ctx context.Context) error {
-	o.mu.Lock()
-	pending := make([]*round, 0, len(o.rounds))
-	for r := range o.rounds {
-		pending = append(pending, r)
-	}
-	o.mu.Unlock()
+	pending := o.pending()
 	signal(o.now)
+	return wait(ctx, pending)
+}
+
+// Close refuses further increments, and is a Flush. If ctx is done first it gives up what is on its way, which is then in
+// doubt, and returns why ctx is done. Later calls wait for the same end.
+func (o *Coalescer) Close(ctx context.Context) error {
+	for i := range o.stripes {
+		s := &o.stripes[i]
+		s.mu.Lock()
+		s.closed = true
+		s.mu.Unlock()
+	}
+	// Before anything is sent, or what fails at once would not be told.
+	pending := o.pending()
+	o.close.Do(func() { close(o.closing) })
+	err := wait(ctx, pending)
+	if ctx.Err() != nil {
+		o.cancel()
+	}
+	<-o.ended
+	o.cancel()
+	return err
+}
+
+// pending are the rounds that are not settled.
+func (o *Coalescer) pending() []*round {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return slices.Collect(maps.Keys(o.rounds))
+}
+
+// wait returns the first failure of rounds once they are settled.
+func wait(ctx context.Context, rounds []*round) error {
 	var failed error
-	for _, r := range pending {
+	for _, r := range rounds {
 		select {
 		case <-r.done:
 			if failed == nil {
@@ -148,27 +176,6 @@ func (o *Coalescer) Flush(ctx context.Context) error {
 		}
 	}
 	return failed
-}
-
-// Close refuses further increments, and is a Flush. If ctx is done first it gives up what is on its way, which is then in
-// doubt, and returns why ctx is done. Later calls wait for the same end.
-func (o *Coalescer) Close(ctx context.Context) error {
-	o.close.Do(func() {
-		for i := range o.stripes {
-			s := &o.stripes[i]
-			s.mu.Lock()
-			s.closed = true
-			s.mu.Unlock()
-		}
-		close(o.closing)
-	})
-	err := o.Flush(ctx)
-	if ctx.Err() != nil {
-		o.cancel()
-	}
-	<-o.ended
-	o.cancel()
-	return err
 }
 
 // CoalescerStats are numbers since the beginning, of increments as they were added, and keys pending now.
