@@ -270,7 +270,8 @@ func (t *tally) fail(err error) {
 
 // error is that of the change as a whole. Where one shard of a cluster has counted its part, now or before, and another
 // cannot, the change is in doubt, whatever the reason: to say that it was refused would be to say that nothing of it was
-// counted. The reason stays in the error, but whoever tells a caller must look for the doubt first. Only an id that was used for another change is told as such.
+// counted. The reason stays in the error, but whoever tells a caller must look for the doubt first. Only an id that was
+// used for another change is told as such.
 func (t *tally) error() error {
 	counted := t.applied || t.duplicate
 	if counted && !errors.Is(t.err, counter.ErrInDoubt) && !errors.Is(t.err, counter.ErrRequestIDReused) {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/plusone-dev/plusone/client"
+	"github.com/plusone-dev/plusone/internal/plusonetest"
 )
 
 const (
@@ -23,12 +24,7 @@ const (
 // coalescer makes one on a client of plusone.
 func (s sharded) coalescer(t *testing.T) *client.Coalescer {
 	t.Helper()
-	c, err := client.Dial(s.plusone.addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = c.Close() })
-	o, err := c.NewCoalescer()
+	o, err := plusonetest.DialAddrs(t, []string{s.plusone.addr}).NewCoalescer()
 	if err != nil {
 		t.Fatal(err)
 	}

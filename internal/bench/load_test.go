@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	plusonev1 "github.com/plusone-dev/plusone/api/plusone/v1"
+	"github.com/plusone-dev/plusone/internal/storetest"
 )
 
 // connections of a load, among which calls are spread.
@@ -35,7 +36,7 @@ type call func(ctx context.Context, c plusonev1.CounterServiceClient, r *rand.Ra
 type side struct {
 	target
 	call call
-	// each is how many operations a call is; 0 is 1.
+	// each is how many operations a call is.
 	each int
 	// inFlight is the number of callers, each of which has one call under way.
 	inFlight int
@@ -101,7 +102,7 @@ func (s side) run(t testing.TB) sample {
 	}
 	all := slices.Concat(took...)
 	slices.Sort(all)
-	ops := float64(len(all) * max(1, s.each))
+	ops := float64(len(all) * s.each)
 	return sample{
 		perSecond: ops / elapsed.Seconds(),
 		server:    time.Duration(float64(server) / ops), store: time.Duration(float64(store) / ops),
@@ -122,17 +123,11 @@ func increment(keys int, withID bool) call {
 		delta := int64(1)
 		req.Delta = &delta
 		if withID {
-			req.RequestId = requestID(r)
+			req.RequestId = storetest.NewID(time.Now())
 		}
 		_, err := c.Increment(ctx, req)
 		return err
 	}
-}
-
-// requestID makes a UUIDv7.
-func requestID(r *rand.Rand) string {
-	ms, a, b := uint64(time.Now().UnixMilli()), r.Uint64(), r.Uint64()
-	return fmt.Sprintf("%08x-%04x-7%03x-%04x-%012x", ms>>16, ms&0xffff, a&0xfff, 0x8000|a>>16&0x3fff, b&0xffffffffffff)
 }
 
 func keyNames(keys int) []string {

@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"google.golang.org/protobuf/types/known/durationpb"
 
@@ -13,6 +14,7 @@ import (
 	"github.com/plusone-dev/plusone/internal/pgtest"
 	"github.com/plusone-dev/plusone/internal/plusonetest"
 	"github.com/plusone-dev/plusone/internal/redistest"
+	"github.com/plusone-dev/plusone/internal/storetest"
 )
 
 const inFlight = 200
@@ -104,8 +106,8 @@ func reads(t *testing.T, s sharded) {
 func like() call {
 	var actors atomic.Int64
 	first := rand.Int64()
-	return func(ctx context.Context, c plusonev1.CounterServiceClient, r *rand.Rand) error {
-		_, err := c.Like(ctx, &plusonev1.LikeRequest{Key: "likes/post:1", Actor: fmt.Sprintf("user:%x:%d", first, actors.Add(1)), RequestId: requestID(r)})
+	return func(ctx context.Context, c plusonev1.CounterServiceClient, _ *rand.Rand) error {
+		_, err := c.Like(ctx, &plusonev1.LikeRequest{Key: "likes/post:1", Actor: fmt.Sprintf("user:%x:%d", first, actors.Add(1)), RequestId: storetest.NewID(time.Now())})
 		return err
 	}
 }
@@ -115,8 +117,8 @@ func batchIncrement(entries int) call {
 	for i, name := range keyNames(entries) {
 		batch[i] = &plusonev1.BatchEntry{Key: name, Delta: 1}
 	}
-	return func(ctx context.Context, c plusonev1.CounterServiceClient, r *rand.Rand) error {
-		_, err := c.BatchIncrement(ctx, &plusonev1.BatchIncrementRequest{Entries: batch, RequestId: requestID(r)})
+	return func(ctx context.Context, c plusonev1.CounterServiceClient, _ *rand.Rand) error {
+		_, err := c.BatchIncrement(ctx, &plusonev1.BatchIncrementRequest{Entries: batch, RequestId: storetest.NewID(time.Now())})
 		return err
 	}
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"flag"
-	"fmt"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -100,19 +99,9 @@ func lossOf(t *testing.T, redis *redistest.Server, crash func(*redistest.Server)
 	d.eventually("what is counted is drained", func() bool {
 		got, err := c.Get(context.Background(), lossKey, client.Fresh())
 		counted = got.Count
-		return err == nil && !got.Stale && d.totalOf(lossKey) == counted
+		return err == nil && !got.Stale && ledgerTotal(t, d.postgres.URL, lossKey) == counted
 	})
 	return l.compare(before, counted)
-}
-
-// totalOf is the total of a key in the ledger.
-func (d *deployment) totalOf(key string) (total int64) {
-	d.t.Helper()
-	err := d.query(fmt.Sprintf(`SELECT count FROM counter_totals WHERE key = '%s'`, key), func(scan func(...any) error) error { return scan(&total) })
-	if err != nil {
-		d.t.Fatal(err)
-	}
-	return total
 }
 
 // lossLoad increments a counter by one, again and again.
