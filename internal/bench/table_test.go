@@ -68,9 +68,14 @@ func cpuModel() string {
 	return runtime.GOARCH
 }
 
-// measure runs the two sides in turn, each as often first as second.
+// measure is a subtest, so that -run can choose it.
 func (c comparison) measure(t *testing.T) {
 	t.Helper()
+	t.Run(c.work, c.run)
+}
+
+// run runs the two sides in turn, each as often first as second.
+func (c comparison) run(t *testing.T) {
 	var subjects, yards []sample
 	for run := range *runsFlag {
 		if run%2 == 0 {
