@@ -8,6 +8,7 @@ import (
 
 	plusonev1 "github.com/plusone-dev/plusone/api/plusone/v1"
 	"github.com/plusone-dev/plusone/internal/counter"
+	"github.com/plusone-dev/plusone/internal/deadline"
 )
 
 // counterService implements plusone.v1.CounterService on a store and a cache.
@@ -18,6 +19,8 @@ type counterService struct {
 	cache   *countCache
 	config  Config
 	metrics *metrics
+
+	deadlines *deadline.Timers
 }
 
 // Increment changes one counter.
@@ -144,8 +147,9 @@ func (s *counterService) readMissing(ctx context.Context, keys []string, missing
 // apply makes a change that has passed the checks.
 func (s *counterService) apply(ctx context.Context, change counter.Change,
 ) (plusonev1.Outcome, *timestamppb.Timestamp, error) {
-	within, cancel := answerContext(ctx, s.config.RequestTimeout)
-	defer cancel()
+	by, _ := answerBy(ctx, s.config.RequestTimeout)
+	within := s.deadlines.With(ctx, by)
+	defer within.Release()
 	receipt, err := s.store.Apply(within, change)
 	if err != nil {
 		return 0, nil, changeError(ctx, err, change)

@@ -8,20 +8,27 @@ import (
 // maxAnswerMargin is how much of a long deadline is kept to answer in.
 const maxAnswerMargin = 100 * time.Millisecond
 
-// answerContext returns a context that ends a little before the deadline of ctx, so that the server can
-// still answer: by a tenth of the time left, at most 100 ms. It also ends after limit, unless limit is 0.
-func answerContext(ctx context.Context, limit time.Duration) (context.Context, context.CancelFunc) {
+// answerBy is when a call must be worked on no longer, so that the server can still answer: a tenth of the time left,
+// at most 100 ms, before the deadline of ctx, and at most limit from now, unless limit is 0. It is false if there is
+// no such time.
+func answerBy(ctx context.Context, limit time.Duration) (time.Time, bool) {
 	now := time.Now()
-	deadline, ok := ctx.Deadline()
+	by, ok := ctx.Deadline()
 	if ok {
-		left := deadline.Sub(now)
-		deadline = deadline.Add(-min(left/10, maxAnswerMargin))
+		left := by.Sub(now)
+		by = by.Add(-min(left/10, maxAnswerMargin))
 	}
-	if limit > 0 && (!ok || deadline.Sub(now) > limit) {
-		deadline, ok = now.Add(limit), true
+	if limit > 0 && (!ok || by.Sub(now) > limit) {
+		return now.Add(limit), true
 	}
+	return by, ok
+}
+
+// answerContext returns a context that ends then.
+func answerContext(ctx context.Context, limit time.Duration) (context.Context, context.CancelFunc) {
+	by, ok := answerBy(ctx, limit)
 	if !ok {
 		return ctx, func() {}
 	}
-	return context.WithDeadline(ctx, deadline)
+	return context.WithDeadline(ctx, by)
 }

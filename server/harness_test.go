@@ -21,6 +21,7 @@ import (
 
 	plusonev1 "github.com/plusone-dev/plusone/api/plusone/v1"
 	"github.com/plusone-dev/plusone/internal/counter"
+	"github.com/plusone-dev/plusone/internal/deadline"
 )
 
 // storeTime is the store's clock in tests where it stands still.
@@ -183,7 +184,7 @@ func newService(t testing.TB, store Store, config Config) *counterService {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = cache.close(context.Background()) })
-	return &counterService{store: store, cache: cache, config: config, metrics: m}
+	return &counterService{store: store, cache: cache, config: config, metrics: m, deadlines: deadline.NewTimers()}
 }
 
 func value(t testing.TB, c prometheus.Metric) float64 {

@@ -121,7 +121,7 @@ func (b *batch) add(j *job) {
 			b.used = append(b.used, p.shard)
 		}
 		if j.change.Like != counter.NoLike {
-			s.like(j.change, p)
+			s.like(&j.change, p)
 			continue
 		}
 		for k, e := range p.entries {

@@ -23,7 +23,7 @@ func (s *Store) applyLike(ctx context.Context, c *counter.Change) (counter.Recei
 			known, at = KnownLike{}, p.shard
 		}
 		p.known = known
-		j := &job{change: c, parts: []part{p}, done: make(chan struct{})}
+		j := newJob(c, p)
 		if err := s.submit([]*job{j}); err != nil {
 			return counter.Receipt{}, err
 		}

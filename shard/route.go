@@ -70,11 +70,8 @@ type route struct {
 	marker int64 // of the key, if it is spread
 }
 
-// split routes entries of a change and groups them into parts.
+// split routes entries of a change, more than one, and groups them into parts.
 func (r *router) split(c *counter.Change, entries []counter.Entry, fingerprint string) []part {
-	if len(entries) == 1 {
-		return []part{r.single(c, entries, fingerprint)}
-	}
 	var parts []part
 	byShard := make(map[int]int, r.shards)
 	for i := range entries {

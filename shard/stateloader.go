@@ -65,7 +65,7 @@ func (l *stateLoader) load(ctx context.Context, pair counter.Pair, shard int) (K
 	case <-load.done:
 		return load.known, load.err
 	case <-ctx.Done():
-		return KnownLike{}, callerLeft(ctx)
+		return KnownLike{}, callerLeft(context.Cause(ctx))
 	}
 }
 

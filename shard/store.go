@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/plusone-dev/plusone/internal/counter"
+	"github.com/plusone-dev/plusone/internal/deadline"
 	"github.com/plusone-dev/plusone/internal/groupcommit"
 )
 
@@ -106,11 +107,10 @@ func (s *Store) Apply(ctx context.Context, c counter.Change) (counter.Receipt, e
 			total.fail(fmt.Errorf("%w: %w", counter.ErrUnavailable, errUnsettled))
 			return counter.Receipt{}, total.error()
 		}
-		parts := s.router.split(&c, entries, fingerprint)
-		if known, err := s.claimedAtHome(ctx, &c, &parts[0]); known || err != nil {
+		jobs := s.jobs(&c, entries, fingerprint)
+		if known, err := s.claimedAtHome(ctx, &c, &jobs[0].parts[0]); known || err != nil {
 			return counter.Receipt{Outcome: counter.Duplicate, AsOf: time.UnixMilli(s.clock.milliseconds() + 1)}, err
 		}
-		jobs := s.jobs(&c, parts)
 		if err := s.submit(jobs); err != nil {
 			total.fail(err)
 			return counter.Receipt{}, total.error()
@@ -122,6 +122,7 @@ func (s *Store) Apply(ctx context.Context, c counter.Change) (counter.Receipt, e
 				continue
 			}
 			entries = append(entries, total.add(j)...)
+			j.release()
 		}
 		if total.err != nil {
 			return counter.Receipt{}, total.error()
@@ -130,17 +131,21 @@ func (s *Store) Apply(ctx context.Context, c counter.Change) (counter.Receipt, e
 	return total.receipt(), nil
 }
 
-// jobs groups parts by lane.
-func (s *Store) jobs(c *counter.Change, parts []part) []*job {
-	if !s.cfg.Cluster || len(parts) == 1 {
-		return []*job{{change: c, parts: parts, done: make(chan struct{})}}
+// jobs routes entries of a change and groups them by lane.
+func (s *Store) jobs(c *counter.Change, entries []counter.Entry, fingerprint string) []*job {
+	if len(entries) == 1 {
+		return []*job{newJob(c, s.router.single(c, entries, fingerprint))}
+	}
+	parts := s.router.split(c, entries, fingerprint)
+	if !s.cfg.Cluster {
+		return []*job{newJob(c, parts...)}
 	}
 	byLane := make(map[int]*job, len(s.writers))
 	var jobs []*job
 	for _, p := range parts {
 		j := byLane[p.shard]
 		if j == nil {
-			j = &job{change: c, done: make(chan struct{})}
+			j = newJob(c)
 			byLane[p.shard] = j
 			jobs = append(jobs, j)
 		}
@@ -177,25 +182,24 @@ func queueError(err error) error {
 
 // wait returns when the job is done or the caller leaves. A job that was not sent yet is then never sent.
 func wait(ctx context.Context, j *job) error {
-	select {
-	case <-j.done:
+	left := deadline.Wait(ctx, j.done)
+	if left == nil {
 		return nil
-	case <-ctx.Done():
 	}
 	if j.taken.CompareAndSwap(false, true) {
-		return callerLeft(ctx)
+		return callerLeft(left)
 	}
 	select {
 	case <-j.done:
 		return nil
 	default:
-		return fmt.Errorf("%w: %w", counter.ErrInDoubt, context.Cause(ctx))
+		return fmt.Errorf("%w: %w", counter.ErrInDoubt, left)
 	}
 }
 
 // callerLeft is the error of a caller who leaves before its change was sent.
-func callerLeft(ctx context.Context) error {
-	return fmt.Errorf("%w: not sent: %w", counter.ErrUnavailable, context.Cause(ctx))
+func callerLeft(cause error) error {
+	return fmt.Errorf("%w: not sent: %w", counter.ErrUnavailable, cause)
 }
 
 // claimedAtHome answers whether a change was counted at the key's home before its once-per claims moved away.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -24,31 +25,54 @@ const (
 	// maxBatchEntries and maxQueueEntries bound a batch, and what waits for the next ones.
 	maxBatchEntries = 8_192
 	maxQueueEntries = 262_144
+	// A batch has a price of its own, above all for Redis, which looks at each shard. So a server that gets more than
+	// 8,000 changes of one key a second lets 64 of them gather, each of which weighs 2.
+	gatherWeight = 128
+	gatherWait   = 2 * time.Millisecond
 	// lateLimit is how often a batch is made again because its time was off.
 	lateLimit = 3
 )
 
 // job is the part of a change that goes to one lane.
 type job struct {
-	change *counter.Change
+	change counter.Change
 	parts  []part
 	// taken decides between the lane, which sends the job, and its caller, who may leave before.
 	taken atomic.Bool
 	// alone: the job is sent by itself, because merged with others it might overflow.
 	alone bool
-	done  chan struct{}
+	done  chan struct{} // gets one message, when the result is there
 
-	// The result, for the caller once done is closed.
+	// The result, for the caller once it was told that the job is done.
 	err     error
 	reroute bool // nothing that is unsettled was applied, and its routing has changed
 	micros  int64
+
+	single [1]part // room for parts
+}
+
+// jobs are used again, as most of what a change costs in memory is here.
+var jobs = sync.Pool{New: func() any { return &job{done: make(chan struct{}, 1)} }}
+
+func newJob(c *counter.Change, parts ...part) *job {
+	j := jobs.Get().(*job)
+	j.change, j.parts = *c, append(j.single[:0], parts...)
+	return j
+}
+
+// release gives up a job that is done, of which its caller was told, and whose results were read. One whose caller has
+// left stays with the lane.
+func (j *job) release() {
+	done := j.done
+	*j = job{done: done}
+	jobs.Put(j)
 }
 
 func (j *job) weight() int { return len(j.parts) + len(j.change.Entries) }
 
 func (j *job) finish(err error) {
 	j.err = err
-	close(j.done)
+	j.done <- struct{}{}
 }
 
 func (j *job) settled() bool {
@@ -85,6 +109,7 @@ func newWriter(s *Store) *writer {
 	}
 	w.queue = groupcommit.New(groupcommit.Config[*job]{
 		MaxQueue: maxQueueEntries, MaxBatch: maxBatchEntries, Weigh: (*job).weight,
+		Gather: groupcommit.Gather{Enough: gatherWeight, Wait: gatherWait},
 	}, w.run)
 	return w
 }

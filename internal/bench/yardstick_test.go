@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -25,6 +26,8 @@ import (
 const (
 	// echo answers at once: what gRPC alone takes.
 	echo = "echo"
+	// held answers all calls that wait together, every 2 ms: what gRPC takes if handlers wait.
+	held = "held"
 	// naive has one INCRBY on one of 8 keys for each increment, and 8 GETs for each read.
 	naive = "naive"
 	// once has one script for each increment, which takes the request id by SET NX and counts with INCRBY.
@@ -93,6 +96,10 @@ func newYardstick(kind, store string) (plusonev1.CounterServiceServer, error) {
 	switch kind {
 	case echo:
 		return &echoService{}, nil
+	case held:
+		h := &heldService{}
+		go h.release()
+		return h, nil
 	case naive, once:
 		client, err := rueidis.NewClient(rueidis.MustParseURL(store))
 		if err != nil {
@@ -134,6 +141,33 @@ func (*echoService) BatchGet(_ context.Context, r *plusonev1.BatchGetRequest) (*
 		resp.Counts[i] = &plusonev1.Count{Key: key, Count: 1_000_000, AsOf: now}
 	}
 	return resp, nil
+}
+
+type heldService struct {
+	echoService
+	mu      sync.Mutex
+	waiting []chan struct{}
+}
+
+func (s *heldService) Increment(context.Context, *plusonev1.IncrementRequest) (*plusonev1.IncrementResponse, error) {
+	done := make(chan struct{})
+	s.mu.Lock()
+	s.waiting = append(s.waiting, done)
+	s.mu.Unlock()
+	<-done
+	return applied(), nil
+}
+
+func (s *heldService) release() {
+	for range time.Tick(2 * time.Millisecond) {
+		s.mu.Lock()
+		waiting := s.waiting
+		s.waiting = nil
+		s.mu.Unlock()
+		for _, done := range waiting {
+			close(done)
+		}
+	}
 }
 
 func applied() *plusonev1.IncrementResponse {

@@ -1,11 +1,12 @@
-// Package groupcommit combines items that arrive while a batch is under way into the next batch. There is
-// no timer: an idle queue runs an item at once, a busy one forms larger batches.
+// Package groupcommit combines items that arrive while a batch is under way into the next batch. An idle queue runs
+// an item at once, a busy one forms larger batches. It can be told to let them gather while it is busy.
 package groupcommit
 
 import (
 	"context"
 	"errors"
 	"sync"
+	"time"
 )
 
 // Errors of Add. The item was not taken.
@@ -26,6 +27,15 @@ type Config[T any] struct {
 	// Weigh is the weight of an item, at least 1 and the same whenever it is asked; it is called with a
 	// lock held. Nil weighs every item as 1.
 	Weigh func(T) int
+	// Gather is for queues whose batches have a price of their own. Zero never waits.
+	Gather Gather
+}
+
+// Gather lets a batch of a busy queue wait until the weight Enough is there, for Wait at most. Busy is a queue to which
+// a quarter of that comes in such a time.
+type Gather struct {
+	Enough int
+	Wait   time.Duration
 }
 
 // Queue runs batches one after the other on a goroutine of its own. Its methods may be called
@@ -43,14 +53,30 @@ type Queue[T any] struct {
 	items  []T // items[:head] were taken
 	head   int
 	weight int // of items[head:]
+
+	// enough gets a message when Enough is waiting, if the runner waits for that.
+	enough    chan struct{}
+	gathering bool
+	// pace is used by the runner alone.
+	pace pace
 }
+
+// pace tells whether a queue is busy, by the weight that was taken in a period.
+type pace struct {
+	since time.Time
+	taken int
+	busy  bool
+}
+
+// periodWaits is how many times Gather.Wait a period has.
+const periodWaits = 8
 
 // New starts a queue. Run gets every item that Add took exactly once, in the order in which they were
 // added; the batch's memory is reused once run has returned. Run must return soon after its context is
 // done, and must still settle the items that it is given then.
 func New[T any](cfg Config[T], run func(ctx context.Context, batch []T)) *Queue[T] {
 	ctx, cancel := context.WithCancel(context.Background())
-	q := &Queue[T]{cfg: cfg, run: run, cancel: cancel, done: make(chan struct{})}
+	q := &Queue[T]{cfg: cfg, run: run, cancel: cancel, done: make(chan struct{}), enough: make(chan struct{}, 1)}
 	q.wake.L = &q.mu
 	go q.loop(ctx)
 	return q
@@ -72,9 +98,16 @@ func (q *Queue[T]) Add(item T) error {
 	q.weight += w
 	idle := q.idle
 	q.idle = false
+	enough := q.gathering && q.weight >= q.cfg.Gather.Enough
+	if enough {
+		q.gathering = false
+	}
 	q.mu.Unlock()
 	if idle {
 		q.wake.Signal()
+	}
+	if enough {
+		q.enough <- struct{}{}
 	}
 	return nil
 }
@@ -85,8 +118,13 @@ func (q *Queue[T]) Add(item T) error {
 func (q *Queue[T]) Close(ctx context.Context) error {
 	q.mu.Lock()
 	q.closed = true
+	enough := q.gathering
+	q.gathering = false
 	q.mu.Unlock()
 	q.wake.Signal()
+	if enough {
+		q.enough <- struct{}{}
+	}
 	select {
 	case <-q.done:
 		return nil
@@ -102,6 +140,7 @@ func (q *Queue[T]) loop(ctx context.Context) {
 	defer q.cancel()
 	var batch []T
 	for {
+		q.gather()
 		batch = q.take(batch)
 		if len(batch) == 0 {
 			return
@@ -109,6 +148,42 @@ func (q *Queue[T]) loop(ctx context.Context) {
 		q.run(ctx, batch)
 		clear(batch) // or what the items refer to would live until the next batch
 		batch = batch[:0]
+	}
+}
+
+// gather lets a batch gather if the queue is busy.
+func (q *Queue[T]) gather() {
+	g := q.cfg.Gather
+	if g.Wait == 0 {
+		return
+	}
+	now := time.Now()
+	if period := now.Sub(q.pace.since); period >= periodWaits*g.Wait {
+		q.pace = pace{since: now, busy: int64(q.pace.taken)*int64(g.Wait)*4 >= int64(g.Enough)*int64(period)}
+	}
+	if !q.pace.busy {
+		return
+	}
+	q.mu.Lock()
+	q.gathering = q.weight < g.Enough && !q.closed
+	gathering := q.gathering
+	q.mu.Unlock()
+	if !gathering {
+		return
+	}
+	timer := time.NewTimer(g.Wait)
+	defer timer.Stop()
+	select {
+	case <-q.enough:
+		return
+	case <-timer.C:
+	}
+	q.mu.Lock()
+	late := !q.gathering
+	q.gathering = false
+	q.mu.Unlock()
+	if late { // whoever ended it meanwhile says so
+		<-q.enough
 	}
 }
 
@@ -137,6 +212,7 @@ func (q *Queue[T]) take(batch []T) []T {
 	clear(q.items[q.head:end])
 	q.head = end
 	q.weight -= weight
+	q.pace.taken += weight
 	// What is left moves to the front when it is the smaller part, so an item is moved once on average.
 	if left := len(q.items) - end; left <= end {
 		copy(q.items, q.items[end:])

@@ -2,7 +2,9 @@
 -- differ only in the last word. Times are Unix milliseconds; answers that a caller passes on have microseconds.
 --
 -- meta      hash: sealed, fin (window ids), gen (generation of the bases), lost (when a rollback was last
---           noticed), restore, hot, likes, big (flags, see where they are set)
+--           noticed), restore, hot, likes, big (flags, see where they are set), open (the window that was added to
+--           the list last), held (how many were in the list then), timed, batch (the id: and batch: buckets that
+--           were added to claims last)
 -- windows   list of window ids, ascending
 -- w:<id>    hash: key -> pending delta, "\1"key -> spread marker set in this window, "\2"key"\0"actor -> state that
 --           the actor's like was set to, "\3"key -> the part of the delta that is supposed to come from likes
@@ -35,11 +37,19 @@ local function prefix_of(meta_key) return string.sub(meta_key, 1, -5) end
 
 local function is_big(n) return n >= BIG or n <= -BIG end
 
--- current_window: rule 1. The second result says that the window must still be added to the list.
-local function current_window(prefix, sealed, fin, now, length)
-  local last = tonumber(redis.call('LINDEX', prefix .. 'windows', -1) or 0)
+-- current_window: rule 1. The second result says that the window must still be opened. Open is the window that was
+-- opened last; one that has left the list since is not above sealed.
+local function current_window(prefix, open, sealed, fin, now, length)
+  local last = tonumber(open or redis.call('LINDEX', prefix .. 'windows', -1) or 0)
   if last > sealed and now - last < length then return last, false end
   return math.max(now, last + 1, sealed + 1, fin + 1), true
+end
+
+-- open_window adds a window to the list. A value that is too long for a listpack makes it a hash table from the start,
+-- in which no change has to search through all the keys before its own.
+local function open_window(meta_key, prefix, window)
+  local held = redis.call('RPUSH', prefix .. 'windows', integer(window))
+  redis.call('HSET', meta_key, 'open', integer(window), 'held', held)
 end
 
 -- next_window is a window after the given one, which is left as it is.

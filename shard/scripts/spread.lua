@@ -5,8 +5,9 @@
 -- Returns the marker in force for each key, 0 where there is no room for another.
 local now = milliseconds()
 local prefix = prefix_of(KEYS[1])
-local meta = redis.call('HMGET', KEYS[1], 'sealed', 'fin')
-local window, add_window = current_window(prefix, tonumber(meta[1] or 0), tonumber(meta[2] or 0), now, tonumber(ARGV[1]))
+local meta = redis.call('HMGET', KEYS[1], 'sealed', 'fin', 'open')
+local window, add_window = current_window(
+  prefix, meta[3], tonumber(meta[1] or 0), tonumber(meta[2] or 0), now, tonumber(ARGV[1]))
 local room = tonumber(ARGV[2]) - redis.call('HLEN', prefix .. 'spread')
 local markers = {}
 for i = 3, #ARGV do
@@ -15,7 +16,7 @@ for i = 3, #ARGV do
     marker, room = now, room - 1
     redis.call('HSET', prefix .. 'spread', ARGV[i], integer(now))
     if add_window then
-      redis.call('RPUSH', prefix .. 'windows', integer(window))
+      open_window(KEYS[1], prefix, window)
       add_window = false
     end
     redis.call('HSETNX', prefix .. 'w:' .. integer(window), MARKER .. ARGV[i], integer(now))

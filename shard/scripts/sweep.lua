@@ -9,4 +9,5 @@ for i = 1, #buckets do
   redis.call('UNLINK', prefix .. buckets[i])
   redis.call('ZREM', prefix .. 'claims', buckets[i])
 end
+if #buckets > 0 then redis.call('HDEL', KEYS[1], 'timed', 'batch') end -- they may be among them
 return #buckets

@@ -98,17 +98,18 @@ end
 
 for s = 1, #KEYS do
   local prefix = prefix_of(KEYS[s])
-  local meta = redis.call('HMGET', KEYS[s], 'sealed', 'fin', 'lost', 'big', 'hot', 'gen', 'likes')
+  local meta = redis.call('HMGET', KEYS[s], 'sealed', 'fin', 'lost', 'big', 'hot', 'gen', 'likes', 'open', 'held',
+    'timed', 'batch')
   local lost = tonumber(meta[3] or 0)
   if made <= lost then return {LATE, time, {}, {}, {}, {}, ''} end
-  local window, add_window = current_window(prefix, tonumber(meta[1] or 0), tonumber(meta[2] or 0), now, length)
+  local window, add_window = current_window(prefix, meta[8], tonumber(meta[1] or 0), tonumber(meta[2] or 0), now, length)
   local shard = {
     prefix = prefix, big = meta[4], groups = {}, fin = tonumber(meta[2] or 0), lost = meta[3] or '0', gen = meta[6] or '0',
-    liked_before = meta[7],
+    liked_before = meta[7], timed = meta[10], batch = meta[11],
   }
   shards[s] = shard
 
-  local careful = ARGV[p] == '1' or meta[4] or redis.call('LLEN', prefix .. 'windows') > BIG_WINDOWS
+  local careful = ARGV[p] == '1' or meta[4] or tonumber(meta[9] or 0) > BIG_WINDOWS
   local entries = tonumber(ARGV[p + 1])
   local first = p + 2
   shard.first, shard.last = first, first + 2 * entries - 2
@@ -169,7 +170,7 @@ for s = 1, #KEYS do
       aged[k + 1], aged[k + 2], aged[k + 3] = s - 1, g, lost
     end
     look_up(prefix .. name, fields, n, s, g)
-    shard.groups[g + 1] = {name = name, expires = expires, first = fields, last = fields + 2 * n - 1}
+    shard.groups[g + 1] = {name = name, expires = expires, first = fields, last = fields + 2 * n - 1, timed = kind == TIMED}
     p = fields + 2 * n
   end
 
@@ -364,7 +365,7 @@ local function set_likes(shard, meta_key, window_key)
 end
 
 -- claim writes the claims of a group, but for those of likes that were not done.
-local function claim(prefix, group)
+local function claim(shard, meta_key, group)
   local first, last, args = group.first, group.last, ARGV
   if group.undone then
     args = {}
@@ -375,27 +376,35 @@ local function claim(prefix, group)
     if last == 0 then return end
   end
   for from = first, last, 2 * CHUNK do
-    redis.call('HSET', prefix .. group.name, unpack(args, from, math.min(last, from + 2 * CHUNK - 1)))
+    redis.call('HSET', shard.prefix .. group.name, unpack(args, from, math.min(last, from + 2 * CHUNK - 1)))
   end
-  redis.call('ZADD', prefix .. 'claims', integer(group.expires), group.name)
+  if shard.timed == group.name then return end
+  redis.call('ZADD', shard.prefix .. 'claims', integer(group.expires), group.name)
+  if group.timed then
+    shard.timed = group.name
+    redis.call('HSET', meta_key, 'timed', group.name)
+  end
 end
 
 -- Decided: from here on there are only writes, none of which can fail.
 local batch_expires = (batch_time + 1) * BATCH_BUCKET + lifetime + MARGIN
 redis.call('HSET', batch_key, id, likes)
-redis.call('ZADD', prefix_of(KEYS[1]) .. 'claims', integer(batch_expires), batch_bucket)
+if shards[1].batch ~= batch_bucket then
+  redis.call('ZADD', shards[1].prefix .. 'claims', integer(batch_expires), batch_bucket)
+  redis.call('HSET', KEYS[1], 'batch', batch_bucket)
+end
 for s = 1, #KEYS do
   local shard = shards[s]
   local prefix = shard.prefix
   local window_key = prefix .. 'w:' .. integer(shard.window)
   local used = shard.last >= shard.first or (shard.likes > 0 and next(shard.records) ~= nil)
-  if shard.add_window and used then redis.call('RPUSH', prefix .. 'windows', integer(shard.window)) end
+  if shard.add_window and used then open_window(KEYS[s], prefix, shard.window) end
   local big = false
   for i = shard.first, shard.last, 2 do
     if is_big(redis.call('HINCRBY', window_key, ARGV[i], ARGV[i + 1])) then big = true end
   end
   if shard.likes > 0 and set_likes(shard, KEYS[s], window_key) then big = true end
   if big and not shard.big then redis.call('HSET', KEYS[s], 'big', '1') end
-  for g = 1, #shard.groups do claim(prefix, shard.groups[g]) end
+  for g = 1, #shard.groups do claim(shard, KEYS[s], shard.groups[g]) end
 end
 return {APPLIED, time, {}, {}, {}, {}, likes}
