@@ -7,7 +7,6 @@ import (
 	"sync"
 	"time"
 
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -26,38 +25,19 @@ type callLog struct {
 	errors, warnings, infos lineLimit
 }
 
-func (l *callLog) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
-	began := time.Now()
-	resp, err := handler(ctx, req)
-	if err != nil {
-		var id string
-		if r, ok := req.(interface{ GetRequestId() string }); ok {
-			id = r.GetRequestId()
-		}
-		l.callFailed(ctx, info.FullMethod, id, began, err)
-	}
-	return resp, err
-}
-
-func (l *callLog) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-	began := time.Now()
-	err := handler(srv, stream)
-	if err != nil && status.Code(err) != codes.Canceled { // which is how a health watch ends
-		l.callFailed(stream.Context(), info.FullMethod, "", began, err)
-	}
-	return err
-}
-
-func (l *callLog) callFailed(ctx context.Context, method, requestID string, began time.Time, err error) {
+// callFailed logs a failed call. The request is nil if it came as a stream.
+func (l *callLog) callFailed(ctx context.Context, method string, req any, took time.Duration, err error) {
 	st := status.Convert(err)
 	attrs := []slog.Attr{
 		slog.String("method", method),
 		slog.String("code", st.Code().String()),
-		slog.Duration("duration", time.Since(began)),
+		slog.Duration("duration", took),
 		slog.String("message", st.Message()),
 	}
-	if requestID != "" && textProblem(requestID, counter.MaxRequestIDBytes) == "" {
-		attrs = append(attrs, slog.String("request_id", requestID))
+	if r, ok := req.(interface{ GetRequestId() string }); ok {
+		if id := r.GetRequestId(); textProblem(id, counter.MaxRequestIDBytes) == "" {
+			attrs = append(attrs, slog.String("request_id", id))
+		}
 	}
 	if cause := errors.Unwrap(err); cause != nil {
 		attrs = append(attrs, slog.String("cause", cause.Error()))

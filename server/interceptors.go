@@ -5,41 +5,90 @@ import (
 	"fmt"
 	"runtime/debug"
 	"sync/atomic"
+	"time"
 
 	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/recovery"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	plusonev1 "github.com/plusone-dev/plusone/api/plusone/v1"
 	"github.com/plusone-dev/plusone/internal/counter"
 )
 
-// interceptors returns the server options that wrap every call, outermost first. Calls that are shed are
-// counted but not logged, as logging them would add to the load. Streams end when ending is closed.
-func interceptors(m *metrics, in *admission, log *callLog, ending <-chan struct{}) []grpc.ServerOption {
+// interceptor wraps every call: it is counted, admitted, its failure logged, and a panic made an error, from the
+// outside in. It is one interceptor, because each one of a chain costs a closure and a piece of stack in each call. Calls
+// that are shed are counted but not logged, as logging them would add to the load.
+type interceptor struct {
+	calls     *calls
+	admission *admission
+	log       *callLog
+	// ending ends streams when it is closed: health watches and reflection last for as long as their clients like, and
+	// would hold up a stop. A handler ends when its stream has.
+	ending <-chan struct{}
+
+	recoverUnary  grpc.UnaryServerInterceptor
+	recoverStream grpc.StreamServerInterceptor
+}
+
+func newInterceptor(m *metrics, in *admission, log *callLog, ending <-chan struct{}) *interceptor {
 	fromPanic := recovery.WithRecoveryHandler(func(p any) error {
 		return &rpcError{status: statusInternal, cause: fmt.Errorf("panic: %v\n%s", p, debug.Stack())}
 	})
-	return []grpc.ServerOption{
-		grpc.ChainUnaryInterceptor(
-			m.calls.UnaryServerInterceptor(), in.unary, log.unary, recovery.UnaryServerInterceptor(fromPanic)),
-		grpc.ChainStreamInterceptor(
-			m.calls.StreamServerInterceptor(), endStreams(ending), log.stream, recovery.StreamServerInterceptor(fromPanic)),
+	return &interceptor{
+		calls: m.calls, admission: in, log: log, ending: ending,
+		recoverUnary: recovery.UnaryServerInterceptor(fromPanic), recoverStream: recovery.StreamServerInterceptor(fromPanic),
 	}
 }
 
-// endStreams ends streams when ending is closed: health watches and reflection last for as long as their clients
-// like, and would hold up a stop. A handler ends when its stream has.
-func endStreams(ending <-chan struct{}) grpc.StreamServerInterceptor {
-	return func(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-		handled := make(chan error, 1)
-		go func() { handled <- handler(srv, stream) }()
-		select {
-		case err := <-handled:
-			return err
-		case <-ending:
-			return &rpcError{status: statusStopping}
+// options installs the interceptor.
+func (i *interceptor) options() []grpc.ServerOption {
+	return []grpc.ServerOption{grpc.UnaryInterceptor(i.unary), grpc.StreamInterceptor(i.stream)}
+}
+
+func (i *interceptor) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	method := i.calls.methods[info.FullMethod]
+	method.started.Add(1)
+	began := time.Now()
+	items, limited := itemsOf(req)
+	if limited {
+		if err := i.admission.enter(int64(items)); err != nil {
+			method.end(err, time.Since(began))
+			return nil, err
 		}
 	}
+	resp, err := i.recoverUnary(ctx, req, info, handler)
+	if limited {
+		i.admission.leave(int64(items))
+	}
+	took := time.Since(began)
+	method.end(err, took)
+	if err != nil {
+		i.log.callFailed(ctx, info.FullMethod, req, took, err)
+	}
+	return resp, err
+}
+
+func (i *interceptor) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+	method := i.calls.methods[info.FullMethod]
+	method.started.Add(1)
+	began := time.Now()
+	handled := make(chan error, 1)
+	go func() {
+		err := i.recoverStream(srv, countedStream{stream, method}, info, handler)
+		if err != nil && status.Code(err) != codes.Canceled { // which is how a health watch ends
+			i.log.callFailed(stream.Context(), info.FullMethod, nil, time.Since(began), err)
+		}
+		handled <- err
+	}()
+	var err error
+	select {
+	case err = <-handled:
+	case <-i.ending:
+		err = &rpcError{status: statusStopping}
+	}
+	method.end(err, time.Since(began))
+	return err
 }
 
 // admission bounds the requests that are worked on at once, and their items. Calls of other services, such as
@@ -69,22 +118,24 @@ func itemsOf(req any) (items int, ok bool) {
 	}
 }
 
-func (a *admission) unary(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
-	n, ok := itemsOf(req)
-	if !ok {
-		return handler(ctx, req)
-	}
-	items := int64(n)
-	// The sums may overshoot for a moment, by requests that are just being refused.
-	defer a.requests.Add(-1)
+// enter lets a request in, or says why not. The sums may overshoot for a moment, by requests that are just being
+// refused.
+func (a *admission) enter(items int64) error {
 	if a.requests.Add(1) > a.maxRequests {
+		a.requests.Add(-1)
 		a.metrics.shed.WithLabelValues("requests").Inc()
-		return nil, &rpcError{status: statusOverloaded}
+		return &rpcError{status: statusOverloaded}
 	}
-	defer a.items.Add(-items)
 	if a.items.Add(items) > a.maxItems {
+		a.leave(items)
 		a.metrics.shed.WithLabelValues("items").Inc()
-		return nil, &rpcError{status: statusOverloaded}
+		return &rpcError{status: statusOverloaded}
 	}
-	return handler(ctx, req)
+	return nil
+}
+
+// leave takes out a request that was let in.
+func (a *admission) leave(items int64) {
+	a.items.Add(-items)
+	a.requests.Add(-1)
 }

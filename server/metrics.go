@@ -3,18 +3,19 @@ package server
 import (
 	"errors"
 
-	grpcprom "github.com/grpc-ecosystem/go-grpc-middleware/providers/prometheus"
 	"github.com/prometheus/client_golang/prometheus"
 )
 
 // latencyBuckets are for calls that take from a cache hit to the request timeout, in seconds.
-var latencyBuckets = []float64{
+var latencyBuckets = [numLatencies]float64{
 	.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10,
 }
 
+const numLatencies = 16
+
 // metrics are what the server counts. None is labelled by key or actor.
 type metrics struct {
-	calls *grpcprom.ServerMetrics
+	calls *calls
 
 	hits, misses, stale, refreshes, evictions, loadErrors prometheus.Counter
 
@@ -28,11 +29,7 @@ func newMetrics() *metrics {
 		return prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
 	}
 	return &metrics{
-		calls: grpcprom.NewServerMetrics(
-			grpcprom.WithServerCounterOptions(grpcprom.WithNamespace("plusone")),
-			grpcprom.WithServerHandlingTimeHistogram(
-				grpcprom.WithHistogramNamespace("plusone"), grpcprom.WithHistogramBuckets(latencyBuckets)),
-		),
+		calls:      newCalls(),
 		hits:       counter("plusone_cache_hits_total", "Keys that were read from the cache."),
 		misses:     counter("plusone_cache_misses_total", "Keys that were read and not fresh enough in the cache."),
 		stale:      counter("plusone_cache_stale_total", "Keys answered with a last known value because the store could not answer."),
@@ -40,7 +37,7 @@ func newMetrics() *metrics {
 		evictions:  counter("plusone_cache_evictions_total", "Keys that the cache dropped for want of room."),
 		loadErrors: counter("plusone_cache_load_errors_total", "Keys that the store could not read."),
 		loadSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name: "plusone_cache_load_seconds", Help: "Time of a read from the store.", Buckets: latencyBuckets,
+			Name: "plusone_cache_load_seconds", Help: "Time of a read from the store.", Buckets: latencyBuckets[:],
 		}),
 		shed: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "plusone_server_shed_total", Help: "Requests refused because too much was in flight, by limit.",

@@ -83,14 +83,14 @@ func New(store Store, reports Reports, config Config) (*Server, error) {
 	}
 
 	s := &Server{health: health.NewServer(), cache: cache, log: log, admission: in, ending: make(chan struct{})}
-	s.grpc = grpc.NewServer(append(interceptors(m, in, log, s.ending), Limits()...)...)
+	s.grpc = grpc.NewServer(append(newInterceptor(m, in, log, s.ending).options(), Limits()...)...)
 	plusonev1.RegisterCounterServiceServer(s.grpc, &counterService{
 		store: store, cache: cache, config: config, metrics: m, deadlines: deadline.NewTimers(),
 	})
 	plusonev1.RegisterReportServiceServer(s.grpc, &reportService{reports: reports, config: config, metrics: m})
 	healthpb.RegisterHealthServer(s.grpc, s.health)
 	reflection.Register(s.grpc)
-	m.calls.InitializeMetrics(s.grpc)
+	m.calls.add(s.grpc.GetServiceInfo())
 	s.SetNotServing()
 
 	s.http = newHTTPServer(config.Registry, config.Logger, config.Mode, func(ctx context.Context) bool {
