@@ -11,15 +11,17 @@ import (
 // keyRead is the read of one key: over its home, and over all shards once it is known to be spread.
 type keyRead struct {
 	key    string
+	home   int
 	spread bool
 	left   []shardRead
+	atHome [1]shardRead // what is left at first, if the key is not known to be spread
 	sum    sum
 	likes  sum
 	micros int64 // of the earliest part
 	err    error
 }
 
-// shardRead is a shard that is still to be read, and where its answer will be.
+// shardRead is a shard that is still to be read, and where it is among the lookups of the query to its lane.
 type shardRead struct{ shard, position int }
 
 // Counts reads keys afresh, each at a moment after the call began. Keys are distinct; the answers are in
@@ -28,11 +30,12 @@ func (s *Store) Counts(ctx context.Context, keys []string) []counter.Reading {
 	reads := make([]keyRead, len(keys))
 	for i, key := range keys {
 		r := &reads[i]
-		r.key = key
+		r.key, r.home = key, Home(key, s.cfg.Shards)
 		if s.markers.get(key) != 0 {
 			r.spreadOver(s.cfg.Shards, -1)
 		} else {
-			r.left = append(r.left, shardRead{shard: Home(key, s.cfg.Shards)})
+			r.atHome[0].shard = r.home
+			r.left = r.atHome[:]
 		}
 	}
 	for round := 0; ; round++ {
@@ -73,17 +76,14 @@ func (r *keyRead) spreadOver(shards, but int) {
 
 func (r *keyRead) fail(err error) { r.err, r.left = err, nil }
 
-// round is one query to each lane that is concerned.
-type round struct {
-	queries map[int]*query // by lane
-	groups  map[int]int    // of each shard, in the query of its lane
-}
-
 // readRound reads all that is left, in one script a lane. It returns the bases that are missing, and whether
 // anything is left to read.
 func (s *Store) readRound(ctx context.Context, reads []keyRead) (missing []baseRef, left bool) {
-	r := s.ask(reads)
-	for _, q := range r.queries {
+	queries := s.ask(reads)
+	for _, q := range queries {
+		if q == nil {
+			continue
+		}
 		select {
 		case <-q.done:
 		case <-ctx.Done():
@@ -97,59 +97,54 @@ func (s *Store) readRound(ctx context.Context, reads []keyRead) (missing []baseR
 		}
 	}
 	for i := range reads {
-		missing = s.takeOver(&reads[i], r, missing)
+		missing = s.takeOver(&reads[i], queries, missing)
 		left = left || len(reads[i].left) > 0
 	}
 	return missing, left
 }
 
-// ask sends the queries of a round.
-func (s *Store) ask(reads []keyRead) round {
-	r := round{queries: make(map[int]*query, 1), groups: make(map[int]int, s.cfg.Shards)}
+// ask sends the queries of a round, one to each lane that is concerned. They are returned by lane.
+func (s *Store) ask(reads []keyRead) []*query {
+	queries := make([]*query, len(s.readers))
 	for i := range reads {
 		for k := range reads[i].left {
 			l := &reads[i].left[k]
-			q := r.queries[s.lane(l.shard)]
+			q := queries[s.lane(l.shard)]
 			if q == nil {
-				q = &query{done: make(chan struct{})}
-				r.queries[s.lane(l.shard)] = q
+				q = newQuery((len(reads) + len(queries) - 1) / len(queries))
+				queries[s.lane(l.shard)] = q
 			}
-			at, ok := r.groups[l.shard]
-			if !ok {
-				at = len(q.groups)
-				r.groups[l.shard] = at
-				q.groups = append(q.groups, KeyGroup{Shard: l.shard})
-			}
-			l.position = len(q.groups[at].Keys)
-			q.groups[at].Keys = append(q.groups[at].Keys, reads[i].key)
+			l.position = len(q.lookups)
+			q.lookups = append(q.lookups, lookup{key: reads[i].key, shard: l.shard})
 		}
 	}
-	for lane, q := range r.queries {
+	for lane, q := range queries {
+		if q == nil {
+			continue
+		}
 		if err := s.readers[lane].queue.Add(q); err != nil {
 			q.err = queueError(err)
 			close(q.done)
 		}
 	}
-	return r
+	return queries
 }
 
 // takeOver adds what a round answered of a key and keeps what is left.
-func (s *Store) takeOver(k *keyRead, r round, missing []baseRef) []baseRef {
+func (s *Store) takeOver(k *keyRead, queries []*query, missing []baseRef) []baseRef {
 	asked := k.left
 	k.left = nil
-	home := Home(k.key, s.cfg.Shards)
 	for _, l := range asked {
-		q := r.queries[s.lane(l.shard)]
+		q := queries[s.lane(l.shard)]
 		if q.err != nil {
 			k.fail(q.err)
 			return missing
 		}
-		reply := &q.replies[r.groups[l.shard]]
-		value := reply.Values[l.position]
-		if l.shard == home {
+		value := &q.lookups[l.position]
+		if l.shard == k.home {
 			s.markers.learn(k.key, value.Marker)
 			if value.Marker != 0 && !k.spread {
-				k.spreadOver(s.cfg.Shards, home)
+				k.spreadOver(s.cfg.Shards, k.home)
 			}
 		}
 		if !value.Cached {
@@ -159,8 +154,8 @@ func (s *Store) takeOver(k *keyRead, r round, missing []baseRef) []baseRef {
 		}
 		k.sum.add(value.Value)
 		k.likes.add(value.Likes)
-		if k.micros == 0 || reply.Micros < k.micros {
-			k.micros = reply.Micros
+		if k.micros == 0 || value.micros < k.micros {
+			k.micros = value.micros
 		}
 	}
 	return missing

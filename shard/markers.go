@@ -46,8 +46,12 @@ func (m *markers) get(key string) int64 {
 
 // learn takes over what a home shard said of a key, 0 meaning that it is not spread.
 func (m *markers) learn(key string, marker int64) {
+	known := *m.known.Load()
+	if marker == 0 && len(known) == 0 {
+		return
+	}
 	now := int64(time.Since(m.started))
-	if k := (*m.known.Load())[key]; k != nil && k.marker == marker {
+	if k := known[key]; k != nil && k.marker == marker {
 		k.confirmed.Store(now)
 		return
 	} else if k == nil && marker == 0 {
@@ -55,7 +59,7 @@ func (m *markers) learn(key string, marker int64) {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	known := maps.Clone(*m.known.Load())
+	known = maps.Clone(*m.known.Load())
 	if marker == 0 {
 		delete(known, key)
 	} else {

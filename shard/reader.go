@@ -15,23 +15,39 @@ const (
 	readAttempts = 2
 	// maxQueueKeys bounds what waits for the next reads.
 	maxQueueKeys = 262_144
+	// maxKeptPlaces is how many keys of a shard a reader keeps the memory for from one read to the next.
+	maxKeptPlaces = 256
 )
 
 // query is the part of a read that goes to one lane.
 type query struct {
-	groups  []KeyGroup
-	replies []ReadReply
+	lookups []lookup
 	err     error
-	done    chan struct{}
+	done    chan struct{} // closed when err or the answers of all lookups are set
+	one     [1]lookup     // what most queries have
 }
 
-func (q *query) weight() int {
-	n := 1
-	for i := range q.groups {
-		n += len(q.groups[i].Keys)
-	}
-	return n
+// lookup is a key to read on a shard, and the answer.
+type lookup struct {
+	key   string
+	shard int
+	// group and index are where the key is in the read that all queries of a batch share.
+	group, index int
+
+	KeyValue
+	micros int64 // when the script ran
 }
+
+func newQuery(lookups int) *query {
+	q := &query{done: make(chan struct{})}
+	q.lookups = q.one[:0]
+	if lookups > 1 {
+		q.lookups = make([]lookup, 0, lookups)
+	}
+	return q
+}
+
+func (q *query) weight() int { return 1 + len(q.lookups) }
 
 // reader is a read lane. Queries that arrive while a read is under way share the next one, so every answer
 // is of a moment after the query.
@@ -40,10 +56,18 @@ type reader struct {
 	clock   *clock
 	metrics *Metrics
 	queue   *groupcommit.Queue[*query]
+
+	// Of the read that is being put together, by shard: the number of its group, counted from 1, and the places of
+	// its keys. The maps are empty in between, and nil for shards that were never asked or of which a read had many keys.
+	groupOf []int
+	places  []map[string]int
 }
 
 func newReader(s *Store) *reader {
-	r := &reader{scripts: s.scripts, clock: s.clock, metrics: s.metrics}
+	r := &reader{
+		scripts: s.scripts, clock: s.clock, metrics: s.metrics,
+		groupOf: make([]int, s.cfg.Shards), places: make([]map[string]int, s.cfg.Shards),
+	}
 	r.queue = groupcommit.New(groupcommit.Config[*query]{
 		MaxQueue: maxQueueKeys, MaxBatch: maxKeysPerRead, Weigh: (*query).weight,
 	}, r.run)
@@ -51,52 +75,52 @@ func newReader(s *Store) *reader {
 }
 
 func (r *reader) run(ctx context.Context, queries []*query) {
-	groups, places := merge(queries)
-	replies, err := r.read(ctx, groups)
+	replies, err := r.read(ctx, r.merge(queries))
 	for _, q := range queries {
 		if q.err = err; err == nil {
-			q.replies = make([]ReadReply, len(q.groups))
-			for i, g := range q.groups {
-				at := places[g.Shard]
-				reply := &replies[at.group]
-				q.replies[i] = ReadReply{Micros: reply.Micros, Values: make([]KeyValue, len(g.Keys))}
-				for k, key := range g.Keys {
-					q.replies[i].Values[k] = reply.Values[at.keys[key]]
-				}
+			for i := range q.lookups {
+				l := &q.lookups[i]
+				reply := &replies[l.group]
+				l.KeyValue, l.micros = reply.Values[l.index], reply.Micros
 			}
 		}
 		close(q.done)
 	}
 }
 
-// groupPlace is where a shard's keys stand in a merged read.
-type groupPlace struct {
-	group int
-	keys  map[string]int
-}
-
-// merge joins the groups of all queries, each shard and key once.
-func merge(queries []*query) ([]KeyGroup, map[int]groupPlace) {
+// merge joins the lookups of all queries, each shard and key once, and tells each where it is.
+func (r *reader) merge(queries []*query) []KeyGroup {
 	var groups []KeyGroup
-	places := make(map[int]groupPlace)
 	for _, q := range queries {
-		for _, g := range q.groups {
-			at, ok := places[g.Shard]
-			if !ok {
-				at = groupPlace{len(groups), make(map[string]int, len(g.Keys))}
-				places[g.Shard] = at
-				groups = append(groups, KeyGroup{Shard: g.Shard})
-			}
-			merged := &groups[at.group]
-			for _, key := range g.Keys {
-				if _, ok := at.keys[key]; !ok {
-					at.keys[key] = len(merged.Keys)
-					merged.Keys = append(merged.Keys, key)
+		for i := range q.lookups {
+			l := &q.lookups[i]
+			if r.groupOf[l.shard] == 0 {
+				groups = append(groups, KeyGroup{Shard: l.shard})
+				r.groupOf[l.shard] = len(groups)
+				if r.places[l.shard] == nil {
+					r.places[l.shard] = make(map[string]int)
 				}
 			}
+			l.group = r.groupOf[l.shard] - 1
+			g, places := &groups[l.group], r.places[l.shard]
+			at, ok := places[l.key]
+			if !ok {
+				at = len(g.Keys)
+				places[l.key] = at
+				g.Keys = append(g.Keys, l.key)
+			}
+			l.index = at
 		}
 	}
-	return groups, places
+	for i := range groups {
+		r.groupOf[groups[i].Shard] = 0
+		if len(groups[i].Keys) > maxKeptPlaces {
+			r.places[groups[i].Shard] = nil
+		} else {
+			clear(r.places[groups[i].Shard])
+		}
+	}
+	return groups
 }
 
 func (r *reader) read(ctx context.Context, groups []KeyGroup) ([]ReadReply, error) {
