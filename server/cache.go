@@ -21,8 +21,8 @@ import (
 // not worth a fetch that nobody may need.
 const hotHits = 10
 
-// entryBytes is the memory of an entry besides its key: the entry, the map's node and slot.
-const entryBytes = int64(unsafe.Sizeof(entry{})) + 160
+// entryBytes is the memory of an entry besides its key: the entry, its place, the map's node and slot.
+const entryBytes = int64(unsafe.Sizeof(entry{})+unsafe.Sizeof(place{})) + 160
 
 // freshness is what a read asks of its answer.
 type freshness struct {
@@ -92,6 +92,20 @@ func (e *entry) hit(maxAge, now time.Duration) bool {
 	return now-e.began >= maxAge-maxAge/5 && !e.refreshing.Load() && e.refreshing.CompareAndSwap(false, true)
 }
 
+// place is where the cache has the entry of a key. A newer entry replaces the one that is there, which costs the cache
+// nothing, as a key always weighs the same.
+type place struct{ latest atomic.Pointer[entry] }
+
+// put keeps an entry unless a newer one is there.
+func (p *place) put(e *entry) {
+	for {
+		old := p.latest.Load()
+		if old != nil && !e.supersedes(old) || p.latest.CompareAndSwap(old, e) {
+			return
+		}
+	}
+}
+
 // countCache keeps the last known count of keys, bounded by memory alone, and fetches counts from the
 // store. All methods may be called concurrently.
 type countCache struct {
@@ -101,7 +115,7 @@ type countCache struct {
 	log     *callLog
 	start   time.Time
 
-	entries *otter.Cache[string, *entry]
+	entries *otter.Cache[string, *place]
 
 	// ctx ends when the cache is closed, and with it all loads.
 	ctx    context.Context
@@ -121,9 +135,9 @@ type countCache struct {
 // once.
 func newCountCache(store Store, maxBytes int64, timeout time.Duration, maxLoads int, m *metrics, log *callLog,
 ) (*countCache, error) {
-	entries, err := otter.New(&otter.Options[string, *entry]{
+	entries, err := otter.New(&otter.Options[string, *place]{
 		MaximumWeight: uint64(maxBytes),
-		Weigher: func(key string, _ *entry) uint32 {
+		Weigher: func(key string, _ *place) uint32 {
 			return uint32(min(int64(len(key))+entryBytes, math.MaxUint32))
 		},
 		StatsRecorder: evictions{m},
@@ -148,7 +162,7 @@ func (c *countCache) lookup(key string, want freshness, now time.Duration) *entr
 	if want.maxAge == 0 {
 		return nil
 	}
-	if e, ok := c.entries.GetIfPresent(key); ok && e.meets(want, now) {
+	if e := c.lastKnown(key); e != nil && e.meets(want, now) {
 		return e
 	}
 	return nil
@@ -156,18 +170,23 @@ func (c *countCache) lookup(key string, want freshness, now time.Duration) *entr
 
 // lastKnown returns the entry of a key however old it is, else nil.
 func (c *countCache) lastKnown(key string) *entry {
-	e, _ := c.entries.GetIfPresent(key)
-	return e
+	if p, ok := c.entries.GetIfPresent(key); ok {
+		return p.latest.Load()
+	}
+	return nil
 }
 
-// put keeps an entry unless a newer one is there.
+// put keeps an entry unless a newer one is there. One that is put while the cache drops its key may go with it.
 func (c *countCache) put(e *entry) {
-	c.entries.Compute(e.count.Key, func(old *entry, found bool) (*entry, otter.ComputeOp) {
-		if found && !e.supersedes(old) {
-			return old, otter.CancelOp
+	p, ok := c.entries.GetIfPresent(e.count.Key)
+	if !ok {
+		fresh := &place{}
+		fresh.put(e)
+		if p, ok = c.entries.SetIfAbsent(e.count.Key, fresh); ok {
+			return
 		}
-		return e, otter.WriteOp
-	})
+	}
+	p.put(e)
 }
 
 // close ends all loads and waits for them until ctx ends.

@@ -87,7 +87,7 @@ func (c *countCache) obtain(ctx context.Context, keys []string, want freshness) 
 }
 
 // refresh fetches entries again in the background, unless enough of that is under way. Its caller was told
-// to by entry.hit.
+// to by entry.hit, or had no time to wait for later ones.
 func (c *countCache) refresh(entries ...*entry) {
 	l := &load{began: c.now(), done: make(chan struct{})}
 	c.mu.Lock()
@@ -155,29 +155,37 @@ func (c *countCache) launch(l *load, isRefresh bool) {
 func (c *countCache) run(l *load) {
 	ctx, cancel := context.WithTimeout(c.ctx, c.timeout)
 	defer cancel()
-	l.results = make([]result, len(l.keys))
-	readings, err := c.counts(ctx, l.keys)
+	l.results = c.fetch(ctx, l.keys, l.began)
+	for i := range l.results {
+		if l.results[i].err != nil {
+			c.metrics.loadErrors.Inc()
+		}
+	}
+}
+
+// fetch reads keys from the store and keeps what it gets. It began at the given time.
+func (c *countCache) fetch(ctx context.Context, keys []string, began time.Duration) []result {
+	results := make([]result, len(keys))
+	readings, err := c.counts(ctx, keys)
 	ended := c.now()
-	for i, key := range l.keys {
+	for i, key := range keys {
 		switch {
 		case err != nil:
-			l.results[i].err = err
+			results[i].err = err
 		case readings[i].Err != nil:
 			err := readings[i].Err
-			l.results[i].err = err
+			results[i].err = err
 			if storeStatus(err) == nil && !isContextError(err) {
 				// A last known value may hide it from the caller and the log of calls.
 				c.log.loadFailed(err)
 			}
 		default:
-			l.results[i].entry = newEntry(key, readings[i].Count, l.began, ended)
-			c.put(l.results[i].entry)
-		}
-		if l.results[i].err != nil {
-			c.metrics.loadErrors.Inc()
+			results[i].entry = newEntry(key, readings[i].Count, began, ended)
+			c.put(results[i].entry)
 		}
 	}
-	c.metrics.loadSeconds.Observe((ended - l.began).Seconds())
+	c.metrics.loadSeconds.Observe((ended - began).Seconds())
+	return results
 }
 
 // counts calls the store. A store that panics or answers something else than was asked fails this load and

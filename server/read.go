@@ -22,12 +22,7 @@ type answer struct {
 // cannot be answered as wanted gets its last known value, unless the caller has gone or asked for too
 // late a moment.
 func (c *countCache) read(ctx context.Context, keys []string, want freshness) []answer {
-	within, cancel := answerContext(ctx, 0)
-	defer cancel()
-	results := c.obtain(within, keys, want)
-	if !want.minAsOf.IsZero() {
-		c.await(within, keys, want.minAsOf, results)
-	}
+	results := c.results(ctx, keys, want)
 	gone := ctx.Err() != nil
 	answers := make([]answer, len(keys))
 	for i, r := range results {
@@ -41,6 +36,44 @@ func (c *countCache) read(ctx context.Context, keys []string, want freshness) []
 		}
 	}
 	return answers
+}
+
+// results are what a read gets from the store.
+func (c *countCache) results(ctx context.Context, keys []string, want freshness) []result {
+	if want.maxAge == 0 && want.minAsOf.IsZero() {
+		return c.fetchNow(ctx, keys)
+	}
+	within, cancel := answerContext(ctx, 0)
+	defer cancel()
+	results := c.obtain(within, keys, want)
+	if !want.minAsOf.IsZero() {
+		c.await(within, keys, want.minAsOf, results)
+	}
+	return results
+}
+
+// fetchNow reads keys for a caller who can share nobody's load. So there is none: the read is made where the caller is, and
+// ends when the caller must be answered. The admission bounds callers, and so these reads. What a caller had no time for is
+// fetched in the background if it will be the last known value, so that the next caller in haste gets a later one.
+func (c *countCache) fetchNow(ctx context.Context, keys []string) []result {
+	within, cancel := answerContext(ctx, c.timeout)
+	defer cancel()
+	results := c.fetch(within, keys, c.now())
+	var late []*entry
+	for i := range results {
+		if results[i].err == nil {
+			continue
+		}
+		if within.Err() == nil {
+			c.metrics.loadErrors.Inc()
+		} else if e := c.lastKnown(keys[i]); e != nil {
+			late = append(late, e)
+		}
+	}
+	if len(late) > 0 && ctx.Err() == nil {
+		c.refresh(late...)
+	}
+	return results
 }
 
 // await replaces results from before minAsOf by later ones: it waits until the store's clock must have

@@ -87,6 +87,39 @@ func TestSlowStoreIsAnsweredStaleBeforeTheDeadline(t *testing.T) {
 	})
 }
 
+// Callers who leave the store too little time get a value that is not from before the last of them.
+func TestReadsInHasteAreNotStuck(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		store := &clockStore{}
+		s := newService(t, store, Config{})
+		get(t, s, &plusonev1.GetRequest{Key: "k"})
+		store.latency = 100 * time.Millisecond
+		now := &plusonev1.GetRequest{Key: "k", MaxAge: durationpb.New(0)}
+		for _, want := range []int64{1, 3, 5} { // each read is followed by another in the background
+			ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+			resp, err := s.Get(ctx, now)
+			cancel()
+			if err != nil {
+				t.Fatal(err)
+			}
+			wantCount(t, resp.Count, want, true)
+			time.Sleep(time.Second)
+		}
+		wantCount(t, get(t, s, now), 8, false)
+		// Who has gone is not read for.
+		ctx, cancel := context.WithCancel(t.Context())
+		time.AfterFunc(time.Millisecond, cancel)
+		if _, err := s.Get(ctx, now); err == nil {
+			t.Error("a caller who has gone was answered")
+		}
+		synctest.Wait()
+		if n := store.reads.Load(); n != 9 {
+			t.Errorf("%d reads", n)
+		}
+	})
+}
+
 func TestMinAsOf(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
