@@ -70,12 +70,16 @@ func newTrips(t *testing.T) (*trips, *shard.Store) {
 		asked:  make(chan struct{}, 100),
 		read:   make(chan struct{}, 100),
 	}
+	return c, storeOn(t, c)
+}
+
+func storeOn(t *testing.T, c *trips) *shard.Store {
 	store := shard.New(c, countedLedger{c.ledger, c}, shard.Config{
-		Shards: shards, Dedupe: time.Minute, BaseTTL: time.Hour, MissingTTL: time.Hour,
+		Shards: 8, Dedupe: time.Minute, BaseTTL: time.Hour, MissingTTL: time.Hour,
 		Metrics: shard.NewMetrics(prometheus.NewRegistry()), Logger: quietLog(),
 	})
 	t.Cleanup(func() { _ = store.Close(context.WithoutCancel(t.Context())) })
-	return c, store
+	return store
 }
 
 func value(t *testing.T, s *shard.Store, key string) int64 {
