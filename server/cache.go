@@ -124,7 +124,9 @@ type countCache struct {
 
 	mu sync.Mutex
 	// flights are the youngest loads of keys that are being fetched. Their number is bounded by maxLoads.
-	flights   map[string]flight
+	flights map[string]flight
+	// waiting are the loads of one key that have not begun (obtainNext). Each has a caller who waits for it.
+	waiting   map[string]*load
 	maxLoads  int
 	loads     int
 	refreshes int
@@ -148,7 +150,7 @@ func newCountCache(store Store, maxBytes int64, timeout time.Duration, maxLoads 
 	}
 	c := &countCache{
 		store: store, timeout: timeout, metrics: m, log: log, start: time.Now(),
-		entries: entries, flights: make(map[string]flight), maxLoads: maxLoads,
+		entries: entries, flights: make(map[string]flight), waiting: make(map[string]*load), maxLoads: maxLoads,
 	}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	return c, nil

@@ -94,17 +94,50 @@ func TestMaxAgeZeroAtTheSameInstant(t *testing.T) {
 		now := &plusonev1.GetRequest{Key: "k", MaxAge: durationpb.New(0)}
 		wantCount(t, get(t, s, now), 1, false)
 		wantCount(t, get(t, s, now), 2, false)
-		// Nor does one join the other's load.
-		store.latency = time.Second
-		var wg sync.WaitGroup
-		for range 5 {
-			wg.Go(func() { get(t, s, now) })
-		}
-		wg.Wait()
-		if n := store.reads.Load(); n != 7 {
-			t.Errorf("%d reads", n)
-		}
 	})
+}
+
+// Fresh reads of a key that come while one is under way share the next, which has begun after all of them: it begins
+// when that one ends, or a little later if that one hangs.
+func TestFreshReadsShareTheNextLoad(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct{ latency, after time.Duration }{
+		"healthy": {latency: 10 * time.Millisecond, after: 15 * time.Millisecond},
+		"slow":    {latency: time.Second, after: maxLoadShare + time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				store := &clockStore{latency: tc.latency}
+				s := newService(t, store, Config{})
+				var wg sync.WaitGroup
+				read := func(want int64, after time.Duration) {
+					wg.Go(func() {
+						began := time.Now()
+						c := get(t, s, &plusonev1.GetRequest{Key: "k", MaxAge: durationpb.New(0)})
+						wantCount(t, c, want, false)
+						if c.AsOf.AsTime().Before(began) {
+							t.Errorf("as of %v before the call", began.Sub(c.AsOf.AsTime()))
+						}
+						if took := time.Since(began); took != after {
+							t.Errorf("read %d took %v, want %v", want, took, after)
+						}
+					})
+				}
+				read(1, tc.latency)
+				synctest.Wait()
+				time.Sleep(5 * time.Millisecond)
+				for range 5 {
+					read(2, tc.after)
+				}
+				synctest.Wait()
+				wg.Wait()
+				if loads, waiting := len(s.cache.flights), len(s.cache.waiting); loads+waiting != 0 {
+					t.Errorf("%d loads and %d that wait are left over", loads, waiting)
+				}
+			})
+		})
+	}
 }
 
 // A refresh that fails is not tried again and again: the value is fetched when it is too old.

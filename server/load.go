@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"fmt"
+	"runtime"
 	"runtime/debug"
 	"time"
 
@@ -13,6 +14,10 @@ import (
 // somebody misses them.
 const maxRefreshes = 64
 
+// maxLoadShare is how long those who need a load that has not begun wait for the one of their key that is under way, and
+// so share what comes next. It is longer than a healthy load takes; a load that hangs holds nobody back for longer.
+const maxLoadShare = 50 * time.Millisecond
+
 // load is one call of the store. All who need its keys wait for it, and it has a deadline of its own, so
 // that one caller's haste is not another's failure.
 type load struct {
@@ -21,6 +26,11 @@ type load struct {
 	// done is closed when results, in the order of keys, may be read.
 	done    chan struct{}
 	results []result
+
+	// Of a load that waits to begin (obtainNext): whether it has been launched, and what launches it when the load
+	// before it takes long. Guarded by mu.
+	launched bool
+	patience *time.Timer
 }
 
 // result is an entry or the error that stands in its place.
@@ -41,6 +51,9 @@ type flight struct {
 //
 // The entries of a load that was started meet maxAge, but their asOf may be before minAsOf.
 func (c *countCache) obtain(ctx context.Context, keys []string, want freshness) []result {
+	if want.maxAge == 0 && len(keys) == 1 {
+		return []result{c.obtainNext(ctx, keys[0])}
+	}
 	results := make([]result, len(keys))
 	flights := make([]flight, len(keys))
 	now := c.now()
@@ -84,6 +97,67 @@ func (c *countCache) obtain(ctx context.Context, keys []string, want freshness) 
 		}
 	}
 	return results
+}
+
+// obtainNext returns the entry of a load of the key that begins after the call. All who ask before it has begun
+// share it: at most one load of a key is waiting to begin, and it waits while another is under way.
+func (c *countCache) obtainNext(ctx context.Context, key string) result {
+	c.mu.Lock()
+	l := c.waiting[key]
+	if l == nil {
+		if err := c.refusal(); err != nil {
+			c.mu.Unlock()
+			return result{err: err}
+		}
+		l = &load{keys: []string{key}, done: make(chan struct{})}
+		c.waiting[key] = l
+		if _, ok := c.flights[key]; ok {
+			l.patience = time.AfterFunc(maxLoadShare, func() {
+				c.mu.Lock()
+				defer c.mu.Unlock()
+				c.launchWaiting(l)
+			})
+		} else {
+			c.launchWaiting(l)
+		}
+	}
+	c.mu.Unlock()
+	select {
+	case <-l.done:
+		return l.results[0]
+	case <-ctx.Done():
+		return result{err: ctx.Err()}
+	}
+}
+
+// launchWaiting launches a load that is waiting to begin, once. The caller holds mu.
+func (c *countCache) launchWaiting(l *load) {
+	if l.launched {
+		return
+	}
+	l.launched = true
+	if l.patience != nil {
+		l.patience.Stop()
+	}
+	if err := c.refusal(); err != nil {
+		delete(c.waiting, l.keys[0])
+		l.results = []result{{err: err}}
+		close(l.done)
+		return
+	}
+	c.launch(l, false)
+}
+
+// begin is called by the goroutine of a load. From then on nobody joins it who needs a load that has not begun.
+func (c *countCache) begin(l *load) {
+	// Those who were woken by what the load is for, such as a batch of likes, ask first.
+	runtime.Gosched()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	key := l.keys[0]
+	delete(c.waiting, key)
+	c.flights[key] = flight{load: l}
+	l.began = c.now()
 }
 
 // refresh fetches entries again in the background, unless enough of that is under way. Its caller was told
@@ -135,17 +209,23 @@ func (c *countCache) launch(l *load, isRefresh bool) {
 		c.refreshes++
 	}
 	c.wg.Go(func() {
+		if l.launched {
+			c.begin(l)
+		}
 		c.run(l)
 		c.mu.Lock()
 		defer c.mu.Unlock()
+		c.loads--
+		if isRefresh {
+			c.refreshes--
+		}
 		for _, key := range l.keys {
 			if c.flights[key].load == l {
 				delete(c.flights, key)
 			}
-		}
-		c.loads--
-		if isRefresh {
-			c.refreshes--
+			if next := c.waiting[key]; next != nil {
+				c.launchWaiting(next)
+			}
 		}
 		close(l.done)
 	})
