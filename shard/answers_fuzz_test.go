@@ -29,6 +29,7 @@ func FuzzAnswers(f *testing.F) {
 		"[:17 :0 :1 :2 :0 [:15 :16] [$token]]",
 		"[$0 [$key $5 $\x02key\x00actor $117 $\x03key $1 $\x01key $99]]", // scanned
 		"[$7 [$key]]",
+		"[$value _]", "[_ $17]", // claimed
 		"[:1 :0 :1 $g [$1 $5:1 $6]]", "[:1 :0 :1 $g [$7 $5 $6]]", // audited
 	} {
 		f.Add([]byte(seed))
@@ -189,8 +190,12 @@ func checkOtherAnswers(t *testing.T, redis *Redis, v respValue) {
 	if rolledBack, err := redis.Begin(ctx, 3, SealedWindow{ID: 5}, 4, "g"); err == nil && rolledBack != (n == 1) {
 		t.Errorf("%v was taken for a rollback that is %v", v, rolledBack)
 	}
-	if value, known, err := redis.Claimed(ctx, 3, counter.ParseRequestID("id"), 17); err == nil && (known != (v.kind != '_') || value != "" && value != v.text) {
-		t.Errorf("%v was taken for a claim %q, %v", v, value, known)
+	if claims, err := redis.Claimed(ctx, 3, []counter.RequestID{counter.ParseRequestID("id"), counter.ParseRequestID("other")}, 17); err == nil {
+		for i, c := range claims {
+			if cell := v.list[i]; c.Known != (cell.kind != '_') || c.Value != "" && c.Value != cell.text {
+				t.Errorf("%v was taken for the claims %+v", v, claims)
+			}
+		}
 	}
 	if markers, err := redis.Spread(ctx, 3, []string{"k"}); err == nil && len(markers) != len(v.list) {
 		t.Errorf("%v was taken for markers %d", v, markers)

@@ -318,25 +318,43 @@ func (r *Redis) run(ctx context.Context, s *script, shard int, args []string) ru
 }
 
 // Claimed implements Scripts.
-func (r *Redis) Claimed(ctx context.Context, shard int, id counter.RequestID, now int64) (string, bool, error) {
-	prefix := r.prefix(shard)
-	var buckets []string
-	if made, timed := id.Time(); timed {
-		buckets = append(buckets, "id:"+strconv.FormatInt(made-made%timedBucket, 10))
-	} else {
+func (r *Redis) Claimed(ctx context.Context, shard int, ids []counter.RequestID, now int64) ([]ClaimValue, error) {
+	buckets := map[string][]int{} // the positions in ids that may be there
+	for i, id := range ids {
+		if made, timed := id.Time(); timed {
+			bucket := "id:" + strconv.FormatInt(made-made%timedBucket, 10)
+			buckets[bucket] = append(buckets[bucket], i)
+			continue
+		}
 		last := now / (r.cfg.Dedupe + counter.MaxEarly).Milliseconds()
 		for b := last - 2; b <= last+1; b++ {
-			buckets = append(buckets, "any:"+strconv.FormatInt(b, 10))
+			bucket := "any:" + strconv.FormatInt(b, 10)
+			buckets[bucket] = append(buckets[bucket], i)
 		}
 	}
-	for _, bucket := range buckets {
-		value, err := r.client.Do(ctx, r.client.B().Hget().Key(prefix+bucket).Field(id.Bytes()).Build()).ToString()
+	commands := make(rueidis.Commands, 0, len(buckets))
+	places := make([][]int, 0, len(buckets))
+	for bucket, positions := range buckets {
+		fields := make([]string, len(positions))
+		for k, i := range positions {
+			fields[k] = ids[i].Bytes()
+		}
+		commands = append(commands, r.client.B().Hmget().Key(r.prefix(shard)+bucket).Field(fields...).Build())
+		places = append(places, positions)
+	}
+	claims := make([]ClaimValue, len(ids))
+	for c, result := range r.client.DoMulti(ctx, commands...) {
+		cells, err := result.ToMessage()
 		if err == nil {
-			return value, true, nil
+			err = eachCell(cells, len(places[c]), func(k int, cell *rueidis.RedisMessage) (err error) {
+				claims[places[c][k]].Known = true
+				claims[places[c][k]].Value, err = cell.ToString()
+				return err
+			})
 		}
-		if !rueidis.IsRedisNil(err) {
-			return "", false, err
+		if err != nil {
+			return nil, err
 		}
 	}
-	return "", false, nil
+	return claims, nil
 }

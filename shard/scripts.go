@@ -22,9 +22,9 @@ type Scripts interface {
 	// changes nothing, if a window above the watermark is being moved into the bases: read the ledger
 	// again (rule 8).
 	Load(ctx context.Context, shard int, watermark int64, bases []Base) (bool, error)
-	// Claimed returns the value kept with a request id on a shard, and whether the id is known; now is the
-	// Redis clock, give or take the dedupe window. It only reads.
-	Claimed(ctx context.Context, shard int, id counter.RequestID, now int64) (value string, known bool, err error)
+	// Claimed returns what is kept with request ids on a shard, in their order; now is the Redis clock, give or
+	// take the dedupe window. It only reads.
+	Claimed(ctx context.Context, shard int, ids []counter.RequestID, now int64) ([]ClaimValue, error)
 	// Spread sets the marker of keys whose home is the shard, unless they have one, and returns the
 	// markers in force, in the order of keys (rule 9).
 	Spread(ctx context.Context, shard int, keys []string) ([]int64, error)

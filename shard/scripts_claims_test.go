@@ -111,16 +111,11 @@ var claimCases = map[string]func(t *testing.T, f *fixture){
 			f.advance(t, opaqueMS/4)
 			f.sweep(t, 0)
 			f.refused(t, f.claims(opaque("one", "x", "two", "v2")), known("v1", "v2"))
-			value, there, err := f.Claimed(t.Context(), 0, counter.ParseRequestID("two"), f.now)
-			must(t, err)
-			equal(t, "claimed", there, true)
-			equal(t, "value", value, "v2")
+			equal(t, "claimed", f.claimed(t, 0, counter.ParseRequestID("two"), f.now), shard.ClaimValue{Known: true, Value: "v2"})
 		}
 		f.set(t, epochMS+2*opaqueMS)
 		f.applied(t, f.claims(opaque("one", "x")))
-		_, there, err := f.Claimed(t.Context(), 1, counter.ParseRequestID("one"), f.now)
-		must(t, err)
-		equal(t, "claimed on another shard", there, false)
+		equal(t, "claimed on another shard", f.claimed(t, 1, counter.ParseRequestID("one"), f.now), shard.ClaimValue{})
 	},
 
 	"claims/opaque in two buckets": func(t *testing.T, f *fixture) {
@@ -192,9 +187,7 @@ var claimCases = map[string]func(t *testing.T, f *fixture){
 		// And not for ever: what is swept is gone, though the bucket would be looked at.
 		f.advance(t, 3*opaqueMS)
 		met("once, later", f.claims(once(epochMS, period, false, "a\x00alice", "w")), false)
-		_, there, err := f.Claimed(t.Context(), 0, counter.ParseRequestID("any"), epochMS+opaqueMS)
-		must(t, err)
-		equal(t, "opaque, later", there, false)
+		equal(t, "opaque, later", f.claimed(t, 0, counter.ParseRequestID("any"), epochMS+opaqueMS), shard.ClaimValue{})
 	},
 
 	"claims/are forgotten to the millisecond": func(t *testing.T, f *fixture) {

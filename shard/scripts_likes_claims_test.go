@@ -18,10 +18,17 @@ func marked(l shard.LikeWrite, marker int64) shard.LikeWrite {
 // hasClaim checks what is kept with a request id.
 func (f *fixture) hasClaim(t testing.TB, id, want string) {
 	t.Helper()
-	value, known, err := f.Claimed(t.Context(), 0, counter.ParseRequestID(id), f.now)
+	kept := f.claimed(t, 0, counter.ParseRequestID(id), f.now)
+	equal(t, "claim of "+id, kept, shard.ClaimValue{Known: want != "", Value: want})
+}
+
+// claimed is what a shard keeps with an id.
+func (f *fixture) claimed(t testing.TB, n int, id counter.RequestID, now int64) shard.ClaimValue {
+	t.Helper()
+	kept, err := f.Claimed(t.Context(), n, []counter.RequestID{id}, now)
 	must(t, err)
-	equal(t, "claim of "+id, value, want)
-	equal(t, "claimed", known, want != "")
+	equal(t, "ids answered for", len(kept), 1)
+	return kept[0]
 }
 
 // What becomes of a like is kept with its request id and with its batch; what refuses a batch refuses its likes.
@@ -63,15 +70,13 @@ var likeClaimCases = map[string]func(t *testing.T, f *fixture){
 		id := counter.ParseRequestID(storetest.NewID(time.UnixMilli(made)))
 		f.sets(t, "1", liking(claiming(part(1), timed(made, id.Bytes(), "v")), claimed(like("al", never), 0, 0)))
 		f.set(t, made+dedupeMS)
-		value, there, err := f.Claimed(t.Context(), 1, id, f.now)
+		kept, err := f.Claimed(t.Context(), 1, []counter.RequestID{
+			counter.ParseRequestID(storetest.NewID(time.UnixMilli(made))), id, counter.ParseRequestID("opaque"),
+			counter.ParseRequestID(storetest.NewID(time.UnixMilli(made + 1))), id,
+		}, f.now)
 		must(t, err)
-		equal(t, "value", value, "v1")
-		equal(t, "claimed", there, true)
-		for _, other := range []string{storetest.NewID(time.UnixMilli(made)), storetest.NewID(time.UnixMilli(made + 1))} {
-			if value, there, err := f.Claimed(t.Context(), 1, counter.ParseRequestID(other), f.now); there || err != nil {
-				t.Errorf("an id that was never used has the claim %q, %v", value, err)
-			}
-		}
+		was := shard.ClaimValue{Known: true, Value: "v1"}
+		equal(t, "claims", kept, []shard.ClaimValue{{}, was, {}, {}, was})
 	},
 
 	"like/repeated batch": func(t *testing.T, f *fixture) {

@@ -1,9 +1,11 @@
 package shard
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"math"
+	"slices"
 	"sync"
 	"time"
 
@@ -40,10 +42,18 @@ type stateLoader struct {
 type stateLoad struct {
 	pair  counter.Pair
 	shard int
-	home  PairValue // what the home knows of a pair that is away
-	known KnownLike
-	err   error
-	done  chan struct{}
+	// first says that the script has not been asked. It is then if the ledger cannot be, and the ledger is not asked
+	// again for such loads alone when it has failed.
+	first bool
+	// id, unless it is zero, is one for which the home is asked too, at the time now (Scripts.Claimed).
+	id  counter.RequestID
+	now int64
+
+	home    PairValue // what the home knows of a pair that is away
+	claimed ClaimValue
+	known   KnownLike
+	err     error
+	done    chan struct{}
 }
 
 func newStateLoader(s *Store, ledger Ledger) *stateLoader {
@@ -54,18 +64,18 @@ func newStateLoader(s *Store, ledger Ledger) *stateLoader {
 	return l
 }
 
-// load returns what is known of a pair outside of its shard, and that it must be supposed if the ledger cannot be
+// load finds out what is known of a pair outside of its shard, and that it must be supposed if the ledger cannot be
 // asked.
-func (l *stateLoader) load(ctx context.Context, pair counter.Pair, shard int) (KnownLike, error) {
-	load := &stateLoad{pair: pair, shard: shard, done: make(chan struct{})}
+func (l *stateLoader) load(ctx context.Context, load *stateLoad) error {
+	load.done = make(chan struct{})
 	if err := l.queue.Add(load); err != nil {
-		return KnownLike{}, queueError(err)
+		return queueError(err)
 	}
 	select {
 	case <-load.done:
-		return load.known, load.err
+		return load.err
 	case <-ctx.Done():
-		return KnownLike{}, callerLeft(context.Cause(ctx))
+		return callerLeft(context.Cause(ctx))
 	}
 }
 
@@ -84,6 +94,8 @@ func (l *stateLoader) run(ctx context.Context, loads []*stateLoad) {
 			load.known.Watermark = snapshot.Watermarks[load.shard]
 		case load.home.Known:
 			load.known = KnownLike{Source: LikeLoaded, PendingLike: load.home.PendingLike, Watermark: math.MaxInt64}
+		case load.first:
+			load.known = KnownLike{}
 		default:
 			load.known = KnownLike{Source: LikeSupposed}
 			l.metrics.supposedLikes.Inc()
@@ -105,7 +117,7 @@ func newest(home PairValue, ledger counter.LikeState) KnownLike {
 	return known
 }
 
-// askHomes looks up the pairs whose keys are spread where they were before.
+// askHomes asks the homes of pairs whose keys are spread what they know of them, and of their ids.
 func (l *stateLoader) askHomes(ctx context.Context, loads []*stateLoad) {
 	var away pairGroups[*stateLoad]
 	for _, load := range loads {
@@ -113,14 +125,45 @@ func (l *stateLoader) askHomes(ctx context.Context, loads []*stateLoad) {
 			away.add(home, load.pair, load)
 		}
 	}
+	if len(away.groups) == 0 {
+		return
+	}
+	claimErrs := make([]error, len(away.groups))
+	var asking sync.WaitGroup
+	for i := range away.groups {
+		asking.Go(func() { claimErrs[i] = l.askClaims(ctx, away.groups[i].Shard, away.asked[i]) })
+	}
 	values, err := l.lookUp(ctx, away.groups)
+	asking.Wait()
 	for i, asked := range away.asked {
 		for k, load := range asked {
-			if load.err = err; err == nil {
+			if load.err = cmp.Or(claimErrs[i], err); err == nil {
 				load.home = values[i][k]
 			}
 		}
 	}
+}
+
+// askClaims asks the home of spread keys for the ids of likes.
+func (l *stateLoader) askClaims(ctx context.Context, home int, loads []*stateLoad) error {
+	var ids []counter.RequestID
+	var asked []*stateLoad
+	for _, load := range loads {
+		if !load.id.IsZero() {
+			ids, asked = append(ids, load.id), append(asked, load)
+		}
+	}
+	if len(ids) == 0 {
+		return nil
+	}
+	claims, err := l.scripts.Claimed(ctx, home, ids, asked[0].now)
+	if err != nil {
+		return readError(err)
+	}
+	for i, load := range asked {
+		load.claimed = claims[i]
+	}
+	return nil
 }
 
 // lookUp asks the shards what they know of pairs: all with one script, or each with its own in a cluster.
@@ -156,9 +199,11 @@ func (l *stateLoader) lookUpOnce(ctx context.Context, groups []PairGroup) ([][]P
 	})
 }
 
-// askLedger reads the pairs' states, unless the ledger has failed just now.
+// askLedger reads the pairs' states, unless the ledger has failed just now, or has failed and the script may have the
+// answer.
 func (l *stateLoader) askLedger(ctx context.Context, loads []*stateLoad) (LedgerLikes, error) {
-	if time.Now().Before(l.until) {
+	isSecond := func(load *stateLoad) bool { return !load.first }
+	if time.Now().Before(l.until) || !l.until.IsZero() && !slices.ContainsFunc(loads, isSecond) {
 		return LedgerLikes{}, errLedgerPause
 	}
 	pairs := make([]counter.Pair, len(loads))

@@ -40,6 +40,7 @@ type Store struct {
 	spreader *spreader
 	loader   *loader
 	states   *stateLoader
+	lately   *latelySet
 	writers  []*writer // by lane
 	readers  []*reader // by lane
 }
@@ -50,7 +51,7 @@ func New(scripts Scripts, ledger Ledger, cfg Config) *Store {
 	s.router = router{shards: cfg.Shards, markers: s.markers, clock: s.clock, turn: s.turn}
 	s.spreader = newSpreader(s)
 	s.loader = newLoader(s, ledger)
-	s.states = newStateLoader(s, ledger)
+	s.states, s.lately = newStateLoader(s, ledger), newLatelySet()
 	lanes := 1
 	if cfg.Cluster {
 		lanes = cfg.Shards
@@ -214,25 +215,17 @@ func (s *Store) claimedAtHome(ctx context.Context, c *counter.Change, p *part) (
 	if now > firstAway+(s.cfg.Dedupe+2*counter.MaxEarly).Milliseconds() {
 		return false, nil
 	}
-	_, known, err := s.askHome(ctx, c, p, now)
-	return known, err
-}
-
-// askHome reports whether the home of a single entry that is away from it knows the change's request id, and what
-// became of a like then.
-func (s *Store) askHome(ctx context.Context, c *counter.Change, p *part, now int64) (changed, known bool, err error) {
-	kept, known, err := s.scripts.Claimed(ctx, Home(p.entries[0].Key, s.cfg.Shards), c.RequestID, now)
+	claims, err := s.scripts.Claimed(ctx, Home(p.entries[0].Key, s.cfg.Shards), []counter.RequestID{c.RequestID}, now)
 	switch {
 	case err != nil:
-		return false, false, readError(err)
-	case !known:
-		return false, false, nil
+		return false, readError(err)
+	case !claims[0].Known:
+		return false, nil
 	}
-	changed, same := p.id.repeated(kept, c.Like)
-	if !same {
-		return false, false, counter.ErrRequestIDReused
+	if _, same := p.id.repeated(claims[0].Value, c.Like); !same {
+		return false, counter.ErrRequestIDReused
 	}
-	return changed, true, nil
+	return true, nil
 }
 
 // tally sums up the jobs of a change.

@@ -232,9 +232,8 @@ func (m *twins) spread(rt *rapid.T) {
 
 func (m *twins) claimed(rt *rapid.T) {
 	n, field := anyShard.Draw(rt, "shard"), anyField.Draw(rt, "field")
-	both(m, rt, func(f *fixture) ([2]any, error) {
-		value, known, err := f.Claimed(context.Background(), n, counter.ParseRequestID(field), m.now())
-		return [2]any{value, known}, err
+	both(m, rt, func(f *fixture) ([]shard.ClaimValue, error) {
+		return f.Claimed(context.Background(), n, []counter.RequestID{counter.ParseRequestID(field)}, m.now())
 	})
 }
 

@@ -93,6 +93,13 @@ const (
 	ClaimOnce
 )
 
+// ClaimValue is what a shard knows of a request id.
+type ClaimValue struct {
+	Known bool
+	// Value is what is kept with it.
+	Value string
+}
+
 // ClaimGroup is a group of claims that are kept in one Redis hash.
 type ClaimGroup struct {
 	Kind ClaimKind

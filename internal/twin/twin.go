@@ -309,26 +309,27 @@ func (r *Redis) Spread(_ context.Context, n int, keys []string) ([]int64, error)
 }
 
 // Claimed implements shard.Scripts.
-func (r *Redis) Claimed(_ context.Context, n int, id counter.RequestID, now int64) (value string, known bool, err error) {
+func (r *Redis) Claimed(_ context.Context, n int, ids []counter.RequestID, now int64) ([]shard.ClaimValue, error) {
 	_, unlock := r.lock()
 	defer unlock()
-	var names []string
-	if made, timed := id.Time(); timed {
-		names = append(names, timedName(made-made%claimBucket))
-	} else {
-		number := now / r.opaqueBucket()
-		for b := number - 2; b <= number+1; b++ {
-			names = append(names, opaqueName(b))
+	claims := make([]shard.ClaimValue, len(ids))
+	for i, id := range ids {
+		var names []string
+		if made, timed := id.Time(); timed {
+			names = append(names, timedName(made-made%claimBucket))
+		} else {
+			number := now / r.opaqueBucket()
+			for b := number - 2; b <= number+1; b++ {
+				names = append(names, opaqueName(b))
+			}
 		}
-	}
-	for _, name := range names {
-		if bucket := r.shards[n].claims[name]; bucket != nil {
-			if value, known = bucket.values[id.Bytes()]; known {
-				return value, true, nil
+		for _, name := range names {
+			if bucket := r.shards[n].claims[name]; bucket != nil && !claims[i].Known {
+				claims[i].Value, claims[i].Known = bucket.values[id.Bytes()]
 			}
 		}
 	}
-	return "", false, nil
+	return claims, nil
 }
 
 // opaqueBucket is the length of the buckets of request ids without a time, in ms.
