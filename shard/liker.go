@@ -14,76 +14,60 @@ import (
 // goes before what was loaded. Of a pair that this server has set lately the script is asked first.
 func (s *Store) applyLike(ctx context.Context, c *counter.Change) (counter.Receipt, error) {
 	fingerprint := fingerprintOf(c)
-	var known KnownLike
-	at := -1 // the shard that known is for
+	at := -1 // the shard that the script was asked on
 	for range maxRounds {
-		p := s.router.single(c, c.Entries, fingerprint)
-		if p.shard != at {
-			before, err := s.beforeLike(ctx, c, &p)
-			if err != nil || before.claimed.Known {
-				return s.likedAtHome(c, &p, before, err)
-			}
-			known, at = before.known, p.shard
-		}
-		p.known = known
-		j := newJob(c, p)
-		if err := s.submit([]*job{j}); err != nil {
+		j := newLikeJob(c, s.router.single(c, c.Entries, fingerprint))
+		p := &j.parts[0]
+		first := p.shard != at
+		at = p.shard
+		if err := s.send(j, first); err != nil {
 			return counter.Receipt{}, err
 		}
 		if err := wait(ctx, j); err != nil {
 			return counter.Receipt{}, err
 		}
-		switch done := &j.parts[0]; {
+		switch {
 		case j.err != nil:
 			return counter.Receipt{}, j.err
-		case done.outcome != 0:
+		case p.outcome != 0:
 			s.lately.add(c.Pair())
 			return counter.Receipt{
-				Outcome: done.outcome, AsOf: time.UnixMicro(j.micros + 1), Changed: done.changed,
-				Provisional: done.outcome == counter.Applied && done.changed && known.Source == LikeSupposed,
+				Outcome: p.outcome, AsOf: time.UnixMicro(j.micros + 1), Changed: p.changed,
+				Provisional: p.outcome == counter.Applied && p.changed && p.known.Source == LikeSupposed,
 			}, nil
 		case j.reroute:
-			continue
+			at = -1
 		}
-		load := &stateLoad{pair: c.Pair(), shard: p.shard}
-		if err := s.states.load(ctx, load); err != nil {
-			return counter.Receipt{}, err
-		}
-		known = load.known
 	}
 	return counter.Receipt{}, fmt.Errorf("%w: %w", counter.ErrUnavailable, errUnsettled)
 }
 
-// beforeLike finds out what must or should be known before a like is sent. The home of a key that was spread is asked
-// for ids that can have been used there before: any other id has but one place (rule 9). It refuses the actor from then
-// on, so its answer stands.
-func (s *Store) beforeLike(ctx context.Context, c *counter.Change, p *part) (*stateLoad, error) {
-	load := &stateLoad{pair: c.Pair(), shard: p.shard, first: true}
-	if p.spread != 0 && p.id.set {
-		load.now = s.clock.milliseconds()
-		made, timed := c.RequestID.Time()
-		late := load.now > p.spread+(s.cfg.Dedupe+2*counter.MaxEarly).Milliseconds()
-		if timed && made <= p.spread+afterMarker || !timed && !late {
-			load.id = c.RequestID
+// send sends a like by way of the state loader, or to its lane if that has nothing to find out.
+func (s *Store) send(j *job, first bool) error {
+	c, p := &j.change, &j.parts[0]
+	load := &stateLoad{job: j, first: first}
+	if first {
+		load.asksID = s.mayBeAtHome(c, p)
+		if !load.asksID && s.lately.has(c.Pair()) {
+			return s.submit([]*job{j})
 		}
 	}
-	if load.id.IsZero() && s.lately.has(load.pair) {
-		return load, nil
+	if err := s.states.queue.Add(load); err != nil {
+		return queueError(err)
 	}
-	err := s.states.load(ctx, load)
-	return load, err
+	return nil
 }
 
-// likedAtHome answers a like that was done at its key's home before the key was spread.
-func (s *Store) likedAtHome(c *counter.Change, p *part, before *stateLoad, err error) (counter.Receipt, error) {
-	if err != nil {
-		return counter.Receipt{}, err
+// mayBeAtHome reports whether the id of a like can have been used at its key's home before that was spread: any other id
+// has but one place (rule 9). The home refuses the actor from then on, so that what it says of the id stands.
+func (s *Store) mayBeAtHome(c *counter.Change, p *part) bool {
+	if p.spread == 0 || !p.id.set {
+		return false
 	}
-	changed, same := p.id.repeated(before.claimed.Value, c.Like)
-	if !same {
-		return counter.Receipt{}, counter.ErrRequestIDReused
+	if made, timed := c.RequestID.Time(); timed {
+		return made <= p.spread+afterMarker
 	}
-	return counter.Receipt{Outcome: counter.Duplicate, AsOf: time.UnixMilli(before.now + 1), Changed: changed}, nil
+	return s.clock.milliseconds() <= p.spread+(s.cfg.Dedupe+2*counter.MaxEarly).Milliseconds()
 }
 
 // latelySet is a memory of pairs that this server has set, of which Redis is likely to know the state. It is a hint: a

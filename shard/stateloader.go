@@ -24,11 +24,13 @@ const (
 	maxQueuedStates = 65_536
 )
 
-// stateLoader finds out what likes are of which the scripts know nothing. Loads that arrive while one is under way
-// share the next query to the ledger.
+// stateLoader finds out what likes are of which the scripts may know nothing, and sends them. Likes that arrive
+// meanwhile share the next query to the ledger.
 type stateLoader struct {
 	scripts Scripts
 	ledger  Ledger
+	submit  func([]*job) error
+	clock   *clock
 	shards  int
 	cluster bool
 	metrics *Metrics
@@ -38,70 +40,102 @@ type stateLoader struct {
 	until time.Time
 }
 
-// stateLoad is a load of the state of a pair whose place is the shard. The results are set before done is closed.
+// stateLoad is a like whose state is to be found out.
 type stateLoad struct {
-	pair  counter.Pair
-	shard int
+	job *job
 	// first says that the script has not been asked. It is then if the ledger cannot be, and the ledger is not asked
-	// again for such loads alone when it has failed.
+	// again for such likes alone when it has failed.
 	first bool
-	// id, unless it is zero, is one for which the home is asked too, at the time now (Scripts.Claimed).
-	id  counter.RequestID
-	now int64
+	// asksID says that the like may have been done by the same id at the home of its key.
+	asksID bool
 
 	home    PairValue // what the home knows of a pair that is away
 	claimed ClaimValue
-	known   KnownLike
-	err     error
-	done    chan struct{}
+	err     error // of the home
 }
 
 func newStateLoader(s *Store, ledger Ledger) *stateLoader {
 	l := &stateLoader{
-		scripts: s.scripts, ledger: ledger, shards: s.cfg.Shards, cluster: s.cfg.Cluster, metrics: s.metrics, log: s.cfg.Logger,
+		scripts: s.scripts, ledger: ledger, submit: s.submit, clock: s.clock, shards: s.cfg.Shards, cluster: s.cfg.Cluster,
+		metrics: s.metrics, log: s.cfg.Logger,
 	}
 	l.queue = groupcommit.New(groupcommit.Config[*stateLoad]{MaxQueue: maxQueuedStates, MaxBatch: maxStateBatch}, l.run)
 	return l
 }
 
-// load finds out what is known of a pair outside of its shard, and that it must be supposed if the ledger cannot be
-// asked.
-func (l *stateLoader) load(ctx context.Context, load *stateLoad) error {
-	load.done = make(chan struct{})
-	if err := l.queue.Add(load); err != nil {
-		return queueError(err)
+// run finds out what is known of likes and sends them. On a standalone Redis it waits for them to be done: so the
+// next likes share a query and a script, rather than to be halved between the two, and none is answered later.
+func (l *stateLoader) run(ctx context.Context, loads []*stateLoad) {
+	l.find(ctx, loads)
+	var last *job
+	for _, load := range loads {
+		j := load.job
+		if j.taken.Load() {
+			continue // by its caller, who left, or by settle
+		}
+		if err := l.submit([]*job{j}); err != nil {
+			settle(j, err)
+			continue
+		}
+		last = j
+	}
+	if last == nil || l.cluster {
+		return
 	}
 	select {
-	case <-load.done:
-		return load.err
+	case <-last.finished:
 	case <-ctx.Done():
-		return callerLeft(context.Cause(ctx))
 	}
 }
 
-// run asks the homes of pairs that are away, and then the ledger. In this order, a state that leaves a home's
-// window meanwhile is found in the ledger.
-func (l *stateLoader) run(ctx context.Context, loads []*stateLoad) {
+// settle finishes a job that was not sent, unless its caller has left.
+func settle(j *job, err error) {
+	if j.taken.CompareAndSwap(false, true) {
+		j.finish(err)
+	}
+}
+
+// find asks the homes of pairs that are away, and then the ledger. In this order, a state that leaves a home's window
+// meanwhile is found in the ledger. It settles the likes that need not or must not be sent. One of which nothing is
+// known must be supposed if the ledger cannot be asked, and the script has been.
+func (l *stateLoader) find(ctx context.Context, loads []*stateLoad) {
 	ctx, cancel := context.WithTimeout(ctx, stateAttempt)
 	defer cancel()
 	l.askHomes(ctx, loads)
 	snapshot, err := l.askLedger(ctx, loads)
 	for i, load := range loads {
+		p := &load.job.parts[0]
 		switch {
 		case load.err != nil:
+			settle(load.job, load.err)
+		case load.claimed.Known:
+			l.doneAtHome(load)
 		case err == nil:
-			load.known = newest(load.home, snapshot.States[i])
-			load.known.Watermark = snapshot.Watermarks[load.shard]
+			p.known = newest(load.home, snapshot.States[i])
+			p.known.Watermark = snapshot.Watermarks[p.shard]
 		case load.home.Known:
-			load.known = KnownLike{Source: LikeLoaded, PendingLike: load.home.PendingLike, Watermark: math.MaxInt64}
-		case load.first:
-			load.known = KnownLike{}
-		default:
-			load.known = KnownLike{Source: LikeSupposed}
+			p.known = KnownLike{Source: LikeLoaded, PendingLike: load.home.PendingLike, Watermark: math.MaxInt64}
+		case !load.first:
+			p.known = KnownLike{Source: LikeSupposed}
 			l.metrics.supposedLikes.Inc()
 		}
-		close(load.done)
 	}
+}
+
+// doneAtHome answers a like that was done at its key's home before the key was spread.
+func (l *stateLoader) doneAtHome(load *stateLoad) {
+	j, p := load.job, &load.job.parts[0]
+	if !j.taken.CompareAndSwap(false, true) {
+		return
+	}
+	changed, same := p.id.repeated(load.claimed.Value, j.change.Like)
+	if !same {
+		j.finish(counter.ErrRequestIDReused)
+		return
+	}
+	p.outcome, p.changed = counter.Duplicate, changed
+	j.micros = 1000*l.clock.milliseconds() + 999
+	j.finish(nil)
 }
 
 // newest is what the home, which may know nothing, and the ledger make of a pair.
@@ -121,8 +155,9 @@ func newest(home PairValue, ledger counter.LikeState) KnownLike {
 func (l *stateLoader) askHomes(ctx context.Context, loads []*stateLoad) {
 	var away pairGroups[*stateLoad]
 	for _, load := range loads {
-		if home := Home(load.pair.Key, l.shards); home != load.shard {
-			away.add(home, load.pair, load)
+		pair := load.job.change.Pair()
+		if home := Home(pair.Key, l.shards); home != load.job.parts[0].shard {
+			away.add(home, pair, load)
 		}
 	}
 	if len(away.groups) == 0 {
@@ -149,14 +184,14 @@ func (l *stateLoader) askClaims(ctx context.Context, home int, loads []*stateLoa
 	var ids []counter.RequestID
 	var asked []*stateLoad
 	for _, load := range loads {
-		if !load.id.IsZero() {
-			ids, asked = append(ids, load.id), append(asked, load)
+		if load.asksID {
+			ids, asked = append(ids, load.job.change.RequestID), append(asked, load)
 		}
 	}
 	if len(ids) == 0 {
 		return nil
 	}
-	claims, err := l.scripts.Claimed(ctx, home, ids, asked[0].now)
+	claims, err := l.scripts.Claimed(ctx, home, ids, l.clock.milliseconds())
 	if err != nil {
 		return readError(err)
 	}
@@ -208,7 +243,7 @@ func (l *stateLoader) askLedger(ctx context.Context, loads []*stateLoad) (Ledger
 	}
 	pairs := make([]counter.Pair, len(loads))
 	for i, load := range loads {
-		pairs[i] = load.pair
+		pairs[i] = load.job.change.Pair()
 	}
 	started := time.Now()
 	snapshot, err := l.ledger.Likes(ctx, pairs)

@@ -65,11 +65,11 @@ func New(scripts Scripts, ledger Ledger, cfg Config) *Store {
 
 // Close refuses new work, finishes what was accepted, bounded by ctx, and stops.
 func (s *Store) Close(ctx context.Context) error {
-	var errs []error
+	errs := []error{s.states.queue.Close(ctx)} // which needs the lanes
 	for i := range s.writers {
 		errs = append(errs, s.writers[i].queue.Close(ctx), s.readers[i].queue.Close(ctx))
 	}
-	errs = append(errs, s.loader.queue.Close(ctx), s.states.queue.Close(ctx))
+	errs = append(errs, s.loader.queue.Close(ctx))
 	s.spreader.close()
 	return errors.Join(errs...)
 }
@@ -188,6 +188,7 @@ func wait(ctx context.Context, j *job) error {
 		return nil
 	}
 	if j.taken.CompareAndSwap(false, true) {
+		j.finish(nil) // for the state loader
 		return callerLeft(left)
 	}
 	select {

@@ -42,6 +42,8 @@ type job struct {
 	// alone: the job is sent by itself, because merged with others it might overflow.
 	alone bool
 	done  chan struct{} // gets one message, when the result is there
+	// finished is closed then, for others than the caller; nil if there are none.
+	finished chan struct{}
 
 	// The result, for the caller once it was told that the job is done.
 	err     error
@@ -60,6 +62,11 @@ func newJob(c *counter.Change, parts ...part) *job {
 	return j
 }
 
+// newLikeJob makes a job that the state loader holds too, so it must not be released.
+func newLikeJob(c *counter.Change, p part) *job {
+	return &job{change: *c, parts: []part{p}, done: make(chan struct{}, 1), finished: make(chan struct{})}
+}
+
 // release gives up a job that is done, of which its caller was told, and whose results were read. One whose caller has
 // left stays with the lane.
 func (j *job) release() {
@@ -72,6 +79,9 @@ func (j *job) weight() int { return len(j.parts) + len(j.change.Entries) }
 
 func (j *job) finish(err error) {
 	j.err = err
+	if j.finished != nil {
+		close(j.finished)
+	}
 	j.done <- struct{}{}
 }
 
