@@ -3,6 +3,7 @@ package shard_test
 import (
 	"context"
 	"errors"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -20,10 +21,15 @@ type likeTrips struct {
 	*twin.Ledger
 	writes, asked int
 	err           error // of the ledger
+	// hold has writes wait, if it is not nil.
+	hold chan struct{}
 }
 
 func (c *likeTrips) Write(ctx context.Context, b *shard.WriteBatch) (shard.WriteReply, error) {
 	c.writes++
+	if c.hold != nil {
+		<-c.hold
+	}
 	return c.Scripts.Write(ctx, b)
 }
 
@@ -41,6 +47,13 @@ func (l likeLedger) Likes(ctx context.Context, pairs []counter.Pair) (shard.Ledg
 		return shard.LedgerLikes{}, l.err
 	}
 	return l.Ledger.Likes(ctx, pairs)
+}
+
+func newLikeTrips() *likeTrips {
+	scripts := twin.New(shard.RedisConfig{Shards: 4, Window: time.Minute, Dedupe: time.Minute, MaxSpread: 10}, func() int64 {
+		return time.Now().UnixMicro()
+	})
+	return &likeTrips{Scripts: scripts, Ledger: twin.NewLedger(4)}
 }
 
 // store is a server of its own on the same Redis and ledger.
@@ -71,12 +84,7 @@ func (c *likeTrips) sets(t *testing.T, s *shard.Store, like counter.LikeAction, 
 func TestLikeTrips(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		c := &likeTrips{
-			Scripts: twin.New(shard.RedisConfig{Shards: 4, Window: time.Minute, Dedupe: time.Minute, MaxSpread: 10}, func() int64 {
-				return time.Now().UnixMicro()
-			}),
-			Ledger: twin.NewLedger(4),
-		}
+		c := newLikeTrips()
 		one, other := c.store(t), c.store(t)
 		changed, repeat := counter.Receipt{Changed: true}, counter.Receipt{}
 		c.sets(t, one, counter.SetLiked, "al", changed, 1, 1)
@@ -90,14 +98,49 @@ func TestLikeTrips(t *testing.T) {
 		c.sets(t, other, counter.SetUnliked, "bo", changed, 1, 1)
 		c.sets(t, other, counter.SetLiked, "cy", repeat, 1, 0)
 		c.sets(t, other, counter.SetLiked, "di", counter.Receipt{Changed: true, Provisional: true}, 2, 0)
-		time.Sleep(time.Hour / 2)
+		<-time.After(time.Hour / 2)
 		// Only for who needs it is the ledger asked again.
 		c.sets(t, other, counter.SetLiked, "bo", changed, 1, 0)
 		c.sets(t, one, counter.SetUnliked, "di", changed, 1, 1)
 		c.sets(t, other, counter.SetLiked, "ed", counter.Receipt{Changed: true, Provisional: true}, 2, 1)
-		time.Sleep(time.Minute)
+		<-time.After(time.Minute)
 		c.err = nil
 		c.sets(t, other, counter.SetLiked, "fi", changed, 2, 1)
 		c.sets(t, other, counter.SetLiked, "gus", changed, 1, 1)
+	})
+}
+
+// TestLikesShareTrips: likes that arrive while others are loaded or written share one question and one script. One whose
+// caller leaves holds nobody up.
+func TestLikesShareTrips(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newLikeTrips()
+		s := c.store(t)
+		c.hold = make(chan struct{})
+		var callers sync.WaitGroup
+		leaving, leave := context.WithCancel(t.Context())
+		like := func(ctx context.Context, actor string, want error) {
+			callers.Go(func() {
+				_, err := s.Apply(ctx, counter.Change{Entries: []counter.Entry{{Key: "k"}}, Actor: actor, Like: counter.SetLiked})
+				if !errors.Is(err, want) {
+					t.Errorf("%s: %v, want %v", actor, err, want)
+				}
+			})
+			synctest.Wait()
+		}
+		like(t.Context(), "al", nil)
+		for _, actor := range []string{"bo", "cy", "di"} {
+			like(t.Context(), actor, nil)
+		}
+		like(leaving, "ed", counter.ErrUnavailable)
+		first := [2]int{c.writes, c.asked}
+		leave()
+		synctest.Wait()
+		close(c.hold)
+		callers.Wait()
+		equal(t, "writes and questions of the first", first, [2]int{1, 1})
+		equal(t, "writes and questions", [2]int{c.writes, c.asked}, [2]int{2, 2})
+		c.sets(t, s, counter.SetLiked, "ed", counter.Receipt{Changed: true}, 1, 1)
 	})
 }
