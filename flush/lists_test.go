@@ -47,6 +47,36 @@ func TestPostgresListsUseTheirIndex(t *testing.T) {
 	}
 }
 
+// TestPostgresLikesAreFoundInTheirIndex: the state of a pair is looked up by the pair, however many likes the key or the
+// actor has.
+func TestPostgresLikesAreFoundInTheirIndex(t *testing.T) {
+	t.Parallel()
+	db := openDB(t, "pgx", newPostgres(t, flush.ModeSharded))
+	check := func(what string) {
+		for types, query := range flush.LikesStatements {
+			args := `'hot', ARRAY['new-1', 'actor-7', 'new-2', 'actor-8']`
+			if types == "text[], text[]" {
+				args = `ARRAY['hot', 'hot', 'hot', 'key-1'], ARRAY['new-1', 'actor-7', 'new-2', 'fan']`
+			}
+			for _, mode := range []string{"force_custom_plan", "force_generic_plan"} {
+				plan := explain(t, db, "("+types+") AS "+query, args, mode)
+				if strings.Contains(plan, "Seq Scan on likes") || strings.Contains(plan, "Filter") || !strings.Contains(plan, "_pkey") {
+					t.Errorf("%s, %s, %s: the plan reads more than the pairs:\n%s", what, types, mode, plan)
+				}
+			}
+		}
+	}
+	check("empty")
+	mustExec(t, db, `INSERT INTO likes (key, actor, liked, at)
+		SELECT k, a, i % 10 > 0, '2030-01-01'::timestamptz + i * interval '1 second'
+		FROM generate_series(1, 20000) AS i, LATERAL (VALUES ('hot', 'actor-' || i), ('key-' || i, 'fan')) AS pair (k, a)`)
+	check("not analysed")
+	for i := range 16 {
+		mustExec(t, db, fmt.Sprintf(`ANALYZE likes_%02d`, i))
+	}
+	check("analysed")
+}
+
 // explain prepares a statement and returns how it is executed.
 func explain(t *testing.T, db *sql.DB, statement, args, mode string) string {
 	t.Helper()

@@ -86,13 +86,29 @@ CROSS JOIN LATERAL (
 UNION ALL
 SELECT NULL, false, now(), shard, watermark FROM shards`
 
+// The same for pairs of one key, which are many when it is liked by many: one partition is opened for all. The actors are
+// no "= ANY", of which a plan for any parameters may make a filter on all likes of the key.
+const likesOfKeySQL = `
+SELECT k.n, l.liked, l.at, 0 AS shard, 0 AS watermark
+FROM unnest($2::text[]) WITH ORDINALITY AS k (actor, n)
+CROSS JOIN LATERAL (
+    SELECT liked, at FROM likes WHERE key = $1::text COLLATE "C" AND actor = k.actor COLLATE "C" LIMIT 1
+) AS l
+UNION ALL
+SELECT NULL, false, now(), shard, watermark FROM shards`
+
 // Likes implements DirectLedger and WindowLedger.
 func (p *Postgres) Likes(ctx context.Context, pairs []counter.Pair) (shard.LedgerLikes, error) {
-	keys, actors := make([]string, len(pairs)), make([]string, len(pairs))
+	keys, actors, oneKey := make([]string, len(pairs)), make([]string, len(pairs)), len(pairs) > 0
 	for i, pair := range pairs {
 		keys[i], actors[i] = pair.Key, pair.Actor
+		oneKey = oneKey && pair.Key == pairs[0].Key
 	}
-	rows, err := p.pool.Query(ctx, likesSQL, keys, actors)
+	query, of := likesSQL, any(keys)
+	if oneKey {
+		query, of = likesOfKeySQL, keys[0]
+	}
+	rows, err := p.pool.Query(ctx, query, of, actors)
 	if err != nil {
 		return shard.LedgerLikes{}, postgresError("read likes", err)
 	}

@@ -80,6 +80,15 @@ func likes(t *testing.T, l DirectInstance) {
 			t.Errorf("state %d: %+v, want liked %v", i, s, want)
 		}
 	}
+	got, err = l.Likes(t.Context(), []counter.Pair{{Key: key, Actor: "bob"}, {Key: key, Actor: "cy"}, {Key: key, Actor: "ann"}, {Key: key, Actor: "bob"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range []bool{true, false, true, true} {
+		if s := got.States[i]; s.Liked != want || s.At.IsZero() == want {
+			t.Errorf("state %d of one key: %+v, want liked %v", i, s, want)
+		}
+	}
 	if none, err := l.Likes(t.Context(), nil); err != nil || len(none.States) != 0 {
 		t.Errorf("states of no pairs: %+v, %v", none, err)
 	}
