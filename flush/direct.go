@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime"
 	"sync/atomic"
 	"time"
 
@@ -37,6 +38,12 @@ const (
 	commitAttempts = 3
 	// retryPause lets a server that restarts come back; it doubles with every attempt.
 	retryPause = 50 * time.Millisecond
+	// gatherCommits is how many times as long as the last commit the next group may be gathered.
+	gatherCommits = 3
+	// gatherLongest bounds that, should a commit take long.
+	gatherLongest = 10 * time.Millisecond
+	// gatherInVain is how often in a row the others may run and add nothing.
+	gatherInVain = 3
 	// pruneBatch keeps each transaction that forgets claims short.
 	pruneBatch = 5_000
 )
@@ -52,6 +59,9 @@ type Direct struct {
 	changes *groupcommit.Queue[*pendingChange]
 	reads   *groupcommit.Queue[*pendingRead]
 	likes   *groupcommit.Queue[*pendingLikes]
+
+	// added counts the changes that were put into the queue.
+	added atomic.Int64
 
 	stopPruning context.CancelFunc
 	pruned      chan struct{} // closed when pruning has stopped
@@ -136,6 +146,7 @@ func (d *Direct) Apply(ctx context.Context, change counter.Change) (counter.Rece
 	if err := d.changes.Add(p); err != nil {
 		return counter.Receipt{}, queueError(err)
 	}
+	d.added.Add(1)
 	select {
 	case <-p.done:
 		return p.receipt, p.err
@@ -189,7 +200,8 @@ func (d *Direct) commit(ctx context.Context, pending []*pendingChange) error {
 	}
 	start := time.Now()
 	verdicts, asOf, err := d.ledger.Commit(ctx, changes)
-	d.metrics.commitSeconds.Observe(time.Since(start).Seconds())
+	took := time.Since(start)
+	d.metrics.commitSeconds.Observe(took.Seconds())
 	if err != nil {
 		d.metrics.countError(err)
 		return err
@@ -198,7 +210,22 @@ func (d *Direct) commit(ctx context.Context, pending []*pendingChange) error {
 	for i, p := range pending {
 		p.settle(verdicts[i], asOf)
 	}
+	d.gather(min(gatherCommits*took, gatherLongest))
 	return nil
+}
+
+// gather lets the others of a busy process run before the next group is taken, so that what they are about to add goes
+// into it: without that, a group is often the few changes that came while the commit waited for the disk, and costs
+// nearly as much as a large one. It ends when they have nothing to add, at once if none is to run, and delays
+// a change by no more than longest.
+func (d *Direct) gather(longest time.Duration) {
+	began, added := time.Now(), d.added.Load()
+	for vain := 0; vain < gatherInVain && time.Since(began) < longest; vain++ {
+		runtime.Gosched()
+		if n := d.added.Load(); n != added {
+			added, vain = n, -1
+		}
+	}
 }
 
 // afterError answers the changes that are not tried again, and returns those that are.
