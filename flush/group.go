@@ -153,9 +153,20 @@ type standing struct {
 	once map[onceClaim]struct{}
 	// liked are the pairs of the group that were liked before it. decide moves them on.
 	liked map[counter.Pair]bool
-	// totals and history are what the keys stand at and what their current buckets hold. Nil means that the
-	// database itself refuses what overflows. decide moves them on.
-	totals, history map[string]int64
+	// balances has what is held of each key of the group. Nil means that the database itself refuses what overflows.
+	// decide moves them on.
+	balances map[string]*balance
+	// buckets says that the balances have their buckets of history, which must not overflow either.
+	buckets bool
+}
+
+// balance is what a ledger holds of a key. Postgres has use only for the total, and only at times.
+type balance struct {
+	total int64
+	// likes is the part of the total that comes from likes, before that which was added without a history.
+	likes, before int64
+	// history is the sum of the bucket that starts at the moment bucket, in Unix ms.
+	bucket, history int64
 }
 
 // keptID is what is kept with a request id.
@@ -179,7 +190,7 @@ type decision struct {
 
 // decide settles the changes one after the other. Only an applied change leaves claims: one that was
 // refused, or whose actor had been counted, can be repeated with its id as if it had never been made.
-func (g *group) decide(s standing) decision {
+func (g *group) decide(s *standing) decision {
 	d := decision{
 		verdicts: make([]Verdict, len(g.changes)),
 		ids:      make(map[claimID]bool, len(g.fingerprints)),
@@ -188,7 +199,7 @@ func (g *group) decide(s standing) decision {
 	}
 	for i, c := range g.changes {
 		entries := g.entries(i, s)
-		d.verdicts[i] = g.decideOne(i, s, d, entries)
+		d.verdicts[i] = g.decideOne(i, s, &d, entries)
 		if d.verdicts[i].Outcome != counter.Applied {
 			continue
 		}
@@ -214,7 +225,7 @@ func (g *group) decide(s standing) decision {
 }
 
 // entries are what a change adds. A like adds what it changes.
-func (g *group) entries(i int, s standing) []counter.Entry {
+func (g *group) entries(i int, s *standing) []counter.Entry {
 	c := &g.changes[i]
 	switch wanted := c.Like == counter.SetLiked; {
 	case c.Like == counter.NoLike || s.liked[c.Pair()] == wanted:
@@ -226,7 +237,7 @@ func (g *group) entries(i int, s standing) []counter.Entry {
 	}
 }
 
-func (g *group) decideOne(i int, s standing, d decision, entries []counter.Entry) Verdict {
+func (g *group) decideOne(i int, s *standing, d *decision, entries []counter.Entry) Verdict {
 	if verdict, settled := g.decideByID(i, s, d.ids); settled {
 		return verdict
 	}
@@ -237,7 +248,7 @@ func (g *group) decideOne(i int, s standing, d decision, entries []counter.Entry
 			return Verdict{Outcome: counter.AlreadyCounted}
 		}
 	}
-	if _, overflows := g.overflowing[i]; overflows || !addAll(s.totals, s.history, entries) {
+	if _, overflows := g.overflowing[i]; overflows || !s.addAll(entries) {
 		return Verdict{Err: counter.ErrOverflow}
 	}
 	return Verdict{Outcome: counter.Applied}
@@ -245,7 +256,7 @@ func (g *group) decideOne(i int, s standing, d decision, entries []counter.Entry
 
 // decideByID settles a change whose id is too old or too early, or is known: from before, or by a change of the
 // group that was applied.
-func (g *group) decideByID(i int, s standing, applied map[claimID]bool) (v Verdict, settled bool) {
+func (g *group) decideByID(i int, s *standing, applied map[claimID]bool) (v Verdict, settled bool) {
 	if err := g.refused[i]; err != nil {
 		return Verdict{Err: err}, true
 	}
@@ -275,7 +286,7 @@ type pairStates struct {
 
 // finalLikes are the states that the group leaves its pairs in. They follow from the ids alone: a like that these
 // do not settle is applied, whatever it finds.
-func (g *group) finalLikes(s standing) pairStates {
+func (g *group) finalLikes(s *standing) pairStates {
 	applied, final := make(map[claimID]bool), make(map[counter.Pair]bool)
 	for i, c := range g.changes {
 		_, overflows := g.overflowing[i]
@@ -301,26 +312,25 @@ func comparePairs(a, b counter.Pair) int {
 	return cmp.Or(cmp.Compare(a.Key, b.Key), cmp.Compare(a.Actor, b.Actor))
 }
 
-// addAll adds entries to totals and to history, either of which may be nil. If one sum would leave the
-// range of int64 it changes nothing and returns false.
-func addAll(totals, history map[string]int64, entries []counter.Entry) bool {
-	for _, balances := range []map[string]int64{totals, history} {
-		if balances == nil {
-			continue
+// addAll adds entries to the balances, if there are any. If one sum would leave the range of int64 it changes nothing
+// and returns false.
+func (s *standing) addAll(entries []counter.Entry) bool {
+	if s.balances == nil {
+		return true
+	}
+	for _, e := range entries {
+		b := s.balances[e.Key]
+		if _, ok := counter.Add(b.total, e.Delta); !ok {
+			return false
 		}
-		for _, e := range entries {
-			if _, ok := counter.Add(balances[e.Key], e.Delta); !ok {
-				return false
-			}
+		if _, ok := counter.Add(b.history, e.Delta); s.buckets && !ok {
+			return false
 		}
 	}
-	for _, balances := range []map[string]int64{totals, history} {
-		if balances == nil {
-			continue
-		}
-		for _, e := range entries {
-			balances[e.Key] += e.Delta
-		}
+	for _, e := range entries {
+		b := s.balances[e.Key]
+		b.total += e.Delta
+		b.history += e.Delta
 	}
 	return true
 }

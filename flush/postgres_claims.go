@@ -71,7 +71,7 @@ func (c *claimSet) findKnown(ctx context.Context, tx *postgresTx, known map[clai
 }
 
 // queueOnce takes the once-per claims, and notes in s.once those that others have.
-func (c *claimSet) queueOnce(batch *pgx.Batch, g *group, s standing) {
+func (c *claimSet) queueOnce(batch *pgx.Batch, g *group, s *standing) {
 	if c.once = g.onceClaims(s.ids); len(c.once) == 0 {
 		return
 	}

@@ -112,7 +112,7 @@ func (p *Postgres) commitPlain(ctx context.Context, g *group) ([]Verdict, time.T
 		return nil, time.Time{}, postgresError("commit", err)
 	}
 	defer conn.Release()
-	d := g.decide(standing{})
+	d := g.decide(&standing{})
 	var now time.Time
 	batch := &pgx.Batch{}
 	sent := time.Now()
@@ -140,7 +140,7 @@ func (p *Postgres) commitWithClaims(ctx context.Context, g *group, careful bool)
 	defer tx.end(ctx)
 
 	g.setTime(tx.now.UnixMilli())
-	s := standing{
+	s := &standing{
 		ids: make(map[claimID]keptID), once: make(map[onceClaim]struct{}), liked: make(map[counter.Pair]bool),
 	}
 	if err := claims.findKnown(ctx, tx, s.ids); err != nil {
@@ -152,8 +152,8 @@ func (p *Postgres) commitWithClaims(ctx context.Context, g *group, careful bool)
 		queueLikes(batch, g.finalLikes(s), s.liked)
 	}
 	if careful {
-		s.totals = make(map[string]int64)
-		queueLock(batch, g.keys(), s.totals)
+		s.balances = make(map[string]*balance)
+		queueLock(batch, g.keys(), s.balances)
 	}
 	if batch.Len() > 0 {
 		if err := tx.send(ctx, batch); err != nil {
@@ -194,13 +194,16 @@ func (p *Postgres) queueSums(batch *pgx.Batch, rounds []deltas, shard int, at *t
 	}
 }
 
-// queueLock locks the rows of keys, which are sorted, and reads them into totals.
-func queueLock(batch *pgx.Batch, keys []string, totals map[string]int64) {
+// queueLock locks the rows of keys, which are sorted, and reads their totals into balances.
+func queueLock(batch *pgx.Batch, keys []string, balances map[string]*balance) {
+	for _, key := range keys {
+		balances[key] = &balance{}
+	}
 	batch.Queue(touchCountersSQL, keys)
 	batch.Queue(lockCountersSQL, keys).Query(func(rows pgx.Rows) error {
 		var key string
 		var count int64
-		_, err := pgx.ForEachRow(rows, []any{&key, &count}, func() error { totals[key] = count; return nil })
+		_, err := pgx.ForEachRow(rows, []any{&key, &count}, func() error { balances[key].total = count; return nil })
 		return err
 	})
 }

@@ -133,7 +133,7 @@ func fileURL(path string) *url.URL {
 func sqliteDSN(path string, pragmas ...string) string {
 	u := fileURL(path)
 	u.RawQuery = url.Values{"_pragma": append([]string{
-		"busy_timeout(5000)", "journal_mode(WAL)", "synchronous(FULL)", "fullfsync(1)",
+		"busy_timeout(5000)", "journal_mode(WAL)", "synchronous(FULL)", "fullfsync(1)", "wal_autocheckpoint(4000)",
 	}, pragmas...)}.Encode()
 	return u.String()
 }

@@ -154,6 +154,7 @@ func (s *SQLiteAudit) Repair(ctx context.Context, keys []string, _ int) (Repaire
 	var repaired Repaired
 	err := s.ledger.update(ctx, "repair", func(ctx context.Context, w *sqliteWriter) error {
 		repaired = Repaired{}
+		w.known.forget()
 		now := s.ledger.clock.now().UnixMilli()
 		for _, key := range keys {
 			rows, err := w.conn.QueryContext(ctx, sqliteCompareKeySQL, key)

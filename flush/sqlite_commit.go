@@ -2,10 +2,15 @@ package flush
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
 	"time"
+
+	"modernc.org/sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
 
 	"github.com/plusone-dev/plusone/internal/counter"
 	"github.com/plusone-dev/plusone/internal/failpoint"
@@ -20,25 +25,23 @@ var (
 	// The bucket comes with every key, so that a row of parameters says all.
 	findHistory = many{`SELECT key, delta FROM history WHERE (key, bucket) IN (VALUES `, `)`, 2}
 
-	addIDs  = many{`INSERT INTO request_ids (id, fingerprint, changed, at) VALUES `, ``, 4}
-	addOnce = many{`INSERT INTO once_claims (key, actor, period, start, expires) VALUES `, ``, 5}
+	// After a failure all is rolled back, so SQLite need not keep what it would take to undo the statement alone.
+	addIDs  = many{`INSERT OR FAIL INTO request_ids (id, fingerprint, changed, at) VALUES `, ``, 4}
+	addOnce = many{`INSERT OR FAIL INTO once_claims (key, actor, period, start, expires) VALUES `, ``, 5}
 
-	// Sums are made in Go: SQLite turns one that overflows into a floating point number.
-	setTotals = many{
-		`INSERT INTO counters (key, count, likes, before_history, updated_at) VALUES `,
-		` ON CONFLICT (key) DO UPDATE SET count = excluded.count, likes = excluded.likes,
-		before_history = excluded.before_history, updated_at = excluded.updated_at`, 5,
-	}
-	setLikes = many{
+	// Sums are made in Go: SQLite turns one that overflows into a floating point number. All columns are written, so
+	// that a row can be replaced without being read.
+	setTotals  = many{`REPLACE INTO counters (key, count, likes, before_history, updated_at) VALUES `, ``, 5}
+	setHistory = many{`REPLACE INTO history (key, bucket, delta) VALUES `, ``, 3}
+	setLikes   = many{
 		`INSERT INTO likes (key, actor, liked, at) VALUES `,
 		` ON CONFLICT (key, actor) DO UPDATE SET liked = excluded.liked, at = max(excluded.at, likes.at + 1)
 		WHERE liked <> excluded.liked`, 4,
 	}
-	setHistory = many{
-		`INSERT INTO history (key, bucket, delta) VALUES `,
-		` ON CONFLICT (key, bucket) DO UPDATE SET delta = excluded.delta`, 3,
-	}
 )
+
+// errKnownID: a request id that was taken for new is not, or may not be.
+var errKnownID = errors.New("a request id is known")
 
 // Commit implements DirectLedger. A change that would carry a bucket of history over the edge of int64 is
 // refused with counter.ErrOverflow too.
@@ -46,21 +49,17 @@ func (s *SQLite) Commit(ctx context.Context, changes []counter.Change) ([]Verdic
 	g := newGroup(changes, s.opts.DedupeWindow)
 	var d decision
 	err := s.update(ctx, "commit", func(ctx context.Context, w *sqliteWriter) error {
-		now := s.clock.now().UnixMilli()
-		g.setTime(now)
-		held, err := s.standing(ctx, w, g, now)
+		// Ids are nearly always new, which to insert them finds out too. They are looked for after it did not hold,
+		// until there is a group of which it would have held.
+		err := s.settle(w, g, &d, w.expectKnown || g.hasOnce)
+		if errors.Is(err, errKnownID) {
+			w.expectKnown = true
+			// Only ids have been written.
+			if err = w.restart(ctx); err == nil {
+				err = s.settle(w, g, &d, true)
+			}
+		}
 		if err != nil {
-			return err
-		}
-		before := maps.Clone(held.liked)
-		d = g.decide(held.standing)
-		if err := w.claim(ctx, g, d, now); err != nil {
-			return err
-		}
-		if err := w.setLikes(ctx, before, held.liked, s.clock.now().UnixMicro()); err != nil {
-			return err
-		}
-		if err := s.write(ctx, w, d, held, now); err != nil {
 			return err
 		}
 		failpoint.Hit(failpoint.DirectCommitBefore)
@@ -73,137 +72,161 @@ func (s *SQLite) Commit(ctx context.Context, changes []counter.Change) ([]Verdic
 	return d.verdicts, s.clock.now(), nil
 }
 
-// sqliteStanding is a standing, and what else is in the rows that are written anew.
-type sqliteStanding struct {
-	standing
-	likes         map[string]int64
-	beforeHistory map[string]int64
+// settle decides the changes and writes what they lead to. If it is not to look for ids and one is known, that is
+// errKnownID, before it has written anything but ids.
+func (s *SQLite) settle(w *sqliteWriter, g *group, d *decision, lookForIDs bool) error {
+	now := s.clock.now().UnixMilli()
+	g.setTime(now)
+	if err := w.checkBalances(); err != nil {
+		return err
+	}
+	held, err := s.standing(w, g, now, lookForIDs)
+	if err != nil {
+		return err
+	}
+	if lookForIDs {
+		w.expectKnown = len(held.ids) > 0
+	}
+	before := maps.Clone(held.liked)
+	*d = g.decide(held)
+	if !lookForIDs && !g.allUsed(d) {
+		// What such a change is answered depends on whether its id is known, which inserting the others does not tell.
+		return errKnownID
+	}
+	if err := w.claim(g, d, now); err != nil {
+		return err
+	}
+	if err := w.setLikes(before, held.liked, s.clock.now().UnixMicro()); err != nil {
+		return err
+	}
+	return s.write(w, d, held, now)
+}
+
+// allUsed reports whether each id that is neither too old nor too early is that of an applied change.
+func (g *group) allUsed(d *decision) bool {
+	for i, id := range g.ids {
+		if id == "" || g.refused[i] != nil {
+			continue
+		}
+		if _, used := d.ids[id]; !used {
+			return false
+		}
+	}
+	return true
 }
 
 // standing reads what the ledger holds that matters to the group.
-func (s *SQLite) standing(ctx context.Context, w *sqliteWriter, g *group, now int64) (sqliteStanding, error) {
-	held := sqliteStanding{
-		standing: standing{
-			ids: make(map[claimID]keptID), once: make(map[onceClaim]struct{}), liked: make(map[counter.Pair]bool),
-			totals: make(map[string]int64),
-		},
-		likes: make(map[string]int64), beforeHistory: make(map[string]int64),
+func (s *SQLite) standing(w *sqliteWriter, g *group, now int64, lookForIDs bool) (*standing, error) {
+	held := &standing{
+		ids: make(map[claimID]keptID), once: make(map[onceClaim]struct{}), liked: make(map[counter.Pair]bool),
+		buckets: true,
 	}
-	held.history = make(map[string]int64)
-	if s.opts.History == HistoryNone {
-		held.history = held.beforeHistory // it moves as a bucket would
+	if lookForIDs {
+		if err := w.findIDs(g, held); err != nil {
+			return nil, err
+		}
 	}
-	if err := w.findClaims(ctx, g, held.standing); err != nil {
-		return sqliteStanding{}, err
+	if err := w.findOnce(g, held); err != nil {
+		return nil, err
 	}
 	var args []any
-	for _, c := range g.changes {
-		if c.Like != counter.NoLike {
+	for i := range g.changes {
+		if c := &g.changes[i]; c.Like != counter.NoLike {
 			args = append(args, c.Entries[0].Key, c.Actor)
 		}
 	}
-	var pair counter.Pair
-	var liked bool
-	if err := w.query(ctx, findLikes, args, []any{&pair.Key, &pair.Actor, &liked}, func() { held.liked[pair] = liked }); err != nil {
-		return sqliteStanding{}, err
+	if err := w.query(&findLikes, args, func(row sqliteRow) {
+		held.liked[counter.Pair{Key: row.text(0), Actor: row.text(1)}] = row.integer(2) != 0
+	}); err != nil {
+		return nil, err
 	}
-	return held, s.findTotals(ctx, w, g.keys(), held, now)
+	var err error
+	held.balances, err = s.balances(w, g.keys(), now)
+	return held, err
 }
 
-// findClaims reads which of the group's ids and once-per claims are taken.
-func (w *sqliteWriter) findClaims(ctx context.Context, g *group, held standing) error {
-	var args []any
+// findIDs reads which of the group's ids are taken.
+func (w *sqliteWriter) findIDs(g *group, held *standing) error {
+	args := make([]any, 0, len(g.ids))
 	for _, id := range g.claimIDs() {
 		args = append(args, []byte(id))
 	}
-	var id []byte
-	var fingerprint int64
-	var changed bool
-	if err := w.query(ctx, findIDs, args, []any{&id, &fingerprint, &changed}, func() {
-		held.ids[claimID(id)] = keptID{uint64(fingerprint), changed}
-	}); err != nil {
-		return err
+	return w.query(&findIDs, args, func(row sqliteRow) {
+		held.ids[claimID(row.blob(0))] = keptID{uint64(row.integer(1)), row.integer(2) != 0}
+	})
+}
+
+// findOnce reads which of the group's once-per claims are taken.
+func (w *sqliteWriter) findOnce(g *group, held *standing) error {
+	if !g.hasOnce {
+		return nil
 	}
-	args = nil
+	var args []any
 	for _, c := range g.onceClaims(held.ids) {
 		args = append(args, c.key, c.actor, c.period, c.start)
 	}
-	var claim onceClaim
-	dest := []any{&claim.key, &claim.actor, &claim.period, &claim.start}
-	return w.query(ctx, findOnce, args, dest, func() { held.once[claim] = struct{}{} })
-}
-
-// findTotals reads what the keys stand at, and the bucket that a change would go to: without a history, what was
-// added before one.
-func (s *SQLite) findTotals(ctx context.Context, w *sqliteWriter, keys []string, held sqliteStanding, now int64) error {
-	args := make([]any, len(keys))
-	for i, key := range keys {
-		args[i] = key
-	}
-	var key string
-	var value, likes, before int64
-	if err := w.query(ctx, findTotals, args, []any{&key, &value, &likes, &before}, func() {
-		held.totals[key], held.likes[key], held.beforeHistory[key] = value, likes, before
-	}); err != nil {
-		return err
-	}
-	if s.opts.History == HistoryNone {
-		return nil
-	}
-	bucket := s.opts.History.bucket(now)
-	pairs := make([]any, 0, 2*len(keys))
-	for _, key := range keys {
-		pairs = append(pairs, key, bucket)
-	}
-	return w.query(ctx, findHistory, pairs, []any{&key, &value}, func() { held.history[key] = value })
+	return w.query(&findOnce, args, func(row sqliteRow) {
+		claim := onceClaim{key: row.text(0), actor: row.text(1), period: row.integer(2), start: row.integer(3)}
+		held.once[claim] = struct{}{}
+	})
 }
 
 // claim writes the claims of the applied changes.
-func (w *sqliteWriter) claim(ctx context.Context, g *group, d decision, now int64) error {
-	var args []any
+func (w *sqliteWriter) claim(g *group, d *decision, now int64) error {
+	args := make([]any, 0, addIDs.columns*len(d.ids))
 	for _, id := range g.claimIDs() {
 		if changed, used := d.ids[id]; used {
 			args = append(args, []byte(id), int64(g.fingerprints[id]), changed, now)
 		}
 	}
-	if err := w.exec(ctx, addIDs, args); err != nil {
+	if err := w.exec(&addIDs, args); err != nil {
+		var sqliteErr *sqlite.Error
+		if errors.As(err, &sqliteErr) && sqliteErr.Code()&0xff == sqlite3.SQLITE_CONSTRAINT {
+			return fmt.Errorf("%w: %w", errKnownID, err)
+		}
 		return err
 	}
 	args = nil
 	for c := range d.once {
 		args = append(args, c.key, c.actor, c.period, c.start, c.expires(g.dedupe))
 	}
-	return w.exec(ctx, addOnce, args)
+	return w.exec(&addOnce, args)
 }
 
 // setLikes writes the pairs that the group has changed.
-func (w *sqliteWriter) setLikes(ctx context.Context, before, after map[counter.Pair]bool, now int64) error {
+func (w *sqliteWriter) setLikes(before, after map[counter.Pair]bool, now int64) error {
 	var args []any
 	for pair, liked := range after {
 		if liked != before[pair] {
 			args = append(args, pair.Key, pair.Actor, liked, now)
 		}
 	}
-	return w.exec(ctx, setLikes, args)
+	return w.exec(&setLikes, args)
 }
 
 // write sets what the applied changes have led to.
-func (s *SQLite) write(ctx context.Context, w *sqliteWriter, d decision, held sqliteStanding, now int64) error {
+func (s *SQLite) write(w *sqliteWriter, d *decision, held *standing, now int64) error {
 	if len(d.sums.rounds) == 0 {
 		return nil
 	}
 	keys := slices.Sorted(maps.Keys(d.sums.rounds[0])) // every key is in the first round
 	totals := make([]any, 0, setTotals.columns*len(keys))
 	history := make([]any, 0, setHistory.columns*len(keys))
-	bucket := s.opts.History.bucket(now)
 	for _, key := range keys {
-		totals = append(totals, key, held.totals[key], held.likes[key]+d.likes[key], held.beforeHistory[key], now)
-		history = append(history, key, bucket, held.history[key])
+		b := held.balances[key]
+		b.likes += d.likes[key]
+		if s.opts.History == HistoryNone {
+			b.before = b.history
+		}
+		totals = append(totals, key, b.total, b.likes, b.before, now)
+		history = append(history, key, b.bucket, b.history)
+		// Should the transaction fail, the writer is closed, and with it goes what it knows.
+		w.known.put(key, *b)
 	}
-	if err := w.exec(ctx, setTotals, totals); err != nil || s.opts.History == HistoryNone {
+	if err := w.exec(&setTotals, totals); err != nil || s.opts.History == HistoryNone {
 		return err
 	}
-	return w.exec(ctx, setHistory, history)
+	return w.exec(&setHistory, history)
 }
 
 // Counts implements DirectLedger.

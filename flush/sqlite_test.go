@@ -192,7 +192,8 @@ func TestSQLiteClock(t *testing.T) {
 func TestSQLiteIDExpiresWithItsClaim(t *testing.T) {
 	t.Parallel()
 	clock := newTestClock()
-	ledger := openSQLite(t, filepath.Join(t.TempDir(), "plusone.db"), flush.SQLiteOptions{Clock: clock.now})
+	path := filepath.Join(t.TempDir(), "plusone.db")
+	ledger := openSQLite(t, path, flush.SQLiteOptions{Clock: clock.now})
 	change := ledgertest.With(ledgertest.V7(clock.now().Add(counter.MaxEarly)), ledgertest.Add("views/a", 1))
 	applied := 0
 	for range 60 {
@@ -214,6 +215,96 @@ func TestSQLiteIDExpiresWithItsClaim(t *testing.T) {
 	if n, err := ledger.PruneClaims(t.Context(), 100); n != 0 || err != nil {
 		t.Errorf("a claim is left after ten minutes: %d, %v", n, err)
 	}
+	left := 0
+	if err := openDB(t, "sqlite", path).QueryRowContext(t.Context(), `SELECT count(*) FROM request_ids`).Scan(&left); left != 0 || err != nil {
+		t.Errorf("%d claims are left after ten minutes, %v", left, err)
+	}
+}
+
+// The ledger knows balances by heart, and must notice when they are not what it knows.
+func TestSQLiteBalancesChangedByOthers(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "plusone.db")
+	ledger := openSQLite(t, path, flush.SQLiteOptions{})
+	db := openDB(t, "sqlite", path+"?_pragma=busy_timeout(5000)")
+	commit := func(want int64) {
+		t.Helper()
+		if _, _, err := ledger.Commit(t.Context(), []counter.Change{ledgertest.Add("views/a", 1)}); err != nil {
+			t.Fatal(err)
+		}
+		counts, err := ledger.Counts(t.Context(), []string{"views/a"})
+		if err != nil || counts[0].Value != want {
+			t.Fatalf("%+v, %v, want %d", counts, err, want)
+		}
+		ledgertest.Audit(t, db)
+	}
+	commit(1)
+	commit(2)
+	mustExec(t, db, `BEGIN; UPDATE counters SET count = count + 100; UPDATE history SET delta = delta + 100; COMMIT`)
+	commit(103)
+	commit(104)
+	mustExec(t, db, `BEGIN; DELETE FROM counters; DELETE FROM history; COMMIT`)
+	commit(1)
+}
+
+// A known id among new ones takes back what was written of these, and later groups must be as if it had not been.
+func TestSQLiteKnownAmongNewIDs(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "plusone.db")
+	ledger := openSQLite(t, path, flush.SQLiteOptions{})
+	const rounds, size = 6, 150
+	known := ledgertest.With(ledgertest.V7(time.Now()), ledgertest.Add("views/known", 1))
+	for round := range rounds {
+		group := make([]counter.Change, size)
+		for i := range group {
+			group[i] = ledgertest.With(ledgertest.V7(time.Now()), ledgertest.Add(fmt.Sprint("views/", i%7), 1))
+		}
+		if round != 3 { // after which it is not expected any more
+			group[round*20] = known
+		}
+		verdicts, _, err := ledger.Commit(t.Context(), group)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, v := range verdicts {
+			want := counter.Applied
+			if round > 0 && group[i].RequestID == known.RequestID {
+				want = counter.Duplicate
+			}
+			if v.Outcome != want || v.Err != nil {
+				t.Errorf("round %d, change %d: %+v, want outcome %d", round, i, v, want)
+			}
+		}
+	}
+	keys := []string{"views/known"}
+	for i := range 7 {
+		keys = append(keys, fmt.Sprint("views/", i))
+	}
+	counts, err := ledger.Counts(t.Context(), keys)
+	if err != nil || counts[0].Value != 1 {
+		t.Errorf("%+v, %v", counts, err)
+	}
+	sum := int64(0)
+	for _, c := range counts[1:] {
+		sum += c.Value
+	}
+	if want := int64(rounds*size - (rounds - 1)); sum != want {
+		t.Errorf("the others add up to %d, want %d", sum, want)
+	}
+	ledgertest.Audit(t, openDB(t, "sqlite", path+"?_pragma=busy_timeout(5000)"))
+}
+
+// A change that would overflow now, but was counted when it did not, is a duplicate.
+func TestSQLiteKnownIDOverflows(t *testing.T) {
+	t.Parallel()
+	ledger := openSQLite(t, filepath.Join(t.TempDir(), "plusone.db"), flush.SQLiteOptions{})
+	change := ledgertest.With(ledgertest.V7(time.Now()), ledgertest.Add("views/a", 1<<63-1))
+	for _, want := range []counter.Outcome{counter.Applied, counter.Duplicate} {
+		verdicts, _, err := ledger.Commit(t.Context(), []counter.Change{change})
+		if err != nil || verdicts[0] != (flush.Verdict{Outcome: want}) {
+			t.Errorf("%+v, %v, want outcome %d", verdicts, err, want)
+		}
+	}
 }
 
 func TestSQLiteSettings(t *testing.T) {
@@ -233,7 +324,7 @@ func TestSQLiteSettings(t *testing.T) {
 }
 
 func BenchmarkSQLiteCommit(b *testing.B) {
-	for _, n := range []int{1, 300, 1000} {
+	for _, n := range []int{1, 60, 300, 1000} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
 			ledger := openSQLite(b, filepath.Join(b.TempDir(), "plusone.db"), flush.SQLiteOptions{})
 			benchmarkCommit(b, ledger, n)

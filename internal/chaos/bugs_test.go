@@ -71,10 +71,10 @@ var bugsOfDirectModes = []plantedBug{
 		replace: []plusonetest.Replacement{
 			{
 				File: "flush/sqlite_commit.go",
-				Old:  "held.ids[claimID(id)] = keptID{uint64(fingerprint), changed}",
-				New:  "_ = keptID{uint64(fingerprint), changed}",
+				Old:  "held.ids[claimID(row.blob(0))] = keptID{",
+				New:  "_ = keptID{",
 			},
-			{File: "flush/sqlite_commit.go", Old: "INSERT INTO request_ids", New: "INSERT OR REPLACE INTO request_ids"},
+			{File: "flush/sqlite_commit.go", Old: "INSERT OR FAIL INTO request_ids", New: "INSERT OR REPLACE INTO request_ids"},
 		},
 	},
 	{
@@ -83,13 +83,13 @@ var bugsOfDirectModes = []plantedBug{
 		modes: []string{"embedded"},
 		replace: []plusonetest.Replacement{{
 			File: "flush/sqlite_commit.go",
-			Old:  "		if err := w.setLikes(ctx, before,",
-			New: `		for _, half := range []string{"COMMIT", "BEGIN IMMEDIATE"} {
-			if _, err := w.conn.ExecContext(ctx, half); err != nil {
-				return err
-			}
+			Old:  "	if err := w.setLikes(before,",
+			New: `	for _, half := range []*many{&commit, &begin} {
+		if err := w.run(half); err != nil {
+			return err
 		}
-		if err := w.setLikes(ctx, before,`,
+	}
+	if err := w.setLikes(before,`,
 		}},
 	},
 	{
