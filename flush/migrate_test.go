@@ -105,6 +105,35 @@ func TestSQLiteMigratesCounts(t *testing.T) {
 	wantBeforeHistory(t, db, sqliteHistory, "all 0", "none -3", "some 60")
 }
 
+// Ids that were taken by an older version stay taken, and are forgotten in their time.
+func TestSQLiteMigratesIDs(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "plusone.db")
+	db := openDB(t, "sqlite", path+"?_pragma=busy_timeout(5000)")
+	migrateTo(t, db, goose.DialectSQLite3, "sqlite", 2)
+	clock := newTestClock()
+	changes := []counter.Change{
+		ledgertest.With(ledgertest.V7(clock.now()), ledgertest.Add("views/a", 1)),
+		ledgertest.With(ledgertest.Opaque(), ledgertest.Add("views/a", 1)),
+	}
+	for kind, change := range changes {
+		mustExec(t, db, `INSERT INTO request_ids (id, fingerprint, at) VALUES (?, ?, ?)`,
+			append([]byte{byte(7 - 7*kind)}, change.RequestID.Bytes()...), int64(change.Fingerprint()), clock.now().UnixMilli())
+	}
+	ledger := openSQLite(t, path, flush.SQLiteOptions{Clock: clock.now})
+	verdicts, _, err := ledger.Commit(t.Context(), changes)
+	if err != nil || verdicts[0].Outcome != counter.Duplicate || verdicts[1].Outcome != counter.Duplicate {
+		t.Errorf("%+v, %v", verdicts, err)
+	}
+	if n, err := ledger.PruneClaims(t.Context(), 10); n != 0 || err != nil {
+		t.Errorf("%d are forgotten too early, %v", n, err)
+	}
+	clock.advance(2 * ledgertest.Dedupe)
+	if n, err := ledger.PruneClaims(t.Context(), 10); n != 2 || err != nil {
+		t.Errorf("%d of 2 are forgotten, %v", n, err)
+	}
+}
+
 // What is added while no history is kept is counted apart, so that counts can be checked against the history at any
 // time.
 func TestBeforeHistory(t *testing.T) {

@@ -2,6 +2,7 @@ package flush
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"maps"
@@ -263,8 +264,12 @@ func (s *SQLite) Counts(ctx context.Context, keys []string) ([]counter.Count, er
 }
 
 const (
+	// UUIDv7s, by their own time.
+	sqlitePruneTimedIDsSQL = `
+DELETE FROM request_ids WHERE id IN (SELECT id FROM request_ids WHERE id >= x'07' AND id < ? ORDER BY id LIMIT ?)`
+	// Others, by when they came.
 	sqlitePruneIDsSQL = `
-DELETE FROM request_ids WHERE id IN (SELECT id FROM request_ids WHERE at < ? ORDER BY at LIMIT ?)`
+DELETE FROM request_ids WHERE id IN (SELECT id FROM request_ids WHERE id < x'07' AND at < ? ORDER BY at LIMIT ?)`
 	sqlitePruneOnceSQL = `
 DELETE FROM once_claims WHERE (key, actor, period, start) IN (
     SELECT key, actor, period, start FROM once_claims WHERE expires < ? ORDER BY expires LIMIT ?)`
@@ -278,8 +283,8 @@ func (s *SQLite) PruneClaims(ctx context.Context, limit int) (int, error) {
 		kept := (s.opts.DedupeWindow + counter.MaxEarly + claimMargin).Milliseconds()
 		for _, prune := range []struct {
 			query  string
-			before int64
-		}{{sqlitePruneIDsSQL, now - kept}, {sqlitePruneOnceSQL, now}} {
+			before any
+		}{{sqlitePruneTimedIDsSQL, timedBefore(now - kept)}, {sqlitePruneIDsSQL, now - kept}, {sqlitePruneOnceSQL, now}} {
 			result, err := w.conn.ExecContext(ctx, prune.query, prune.before, limit-pruned)
 			if err != nil {
 				return err
@@ -296,6 +301,12 @@ func (s *SQLite) PruneClaims(ctx context.Context, limit int) (int, error) {
 		return 0, err
 	}
 	return pruned, nil
+}
+
+// timedBefore is what comes after the claims of all UUIDv7s made before the moment ms, and before those of others.
+func timedBefore(ms int64) []byte {
+	b := binary.BigEndian.AppendUint64(nil, uint64(max(ms, 0))<<16)
+	return append([]byte{7}, b[:6]...)
 }
 
 // Likes implements DirectLedger.
