@@ -147,7 +147,7 @@ func (s *shardState) remove(id int64) {
 // current returns the window that takes the changes of this moment (rule 1), nil if it must be opened.
 func (s *shardState) current(now, length int64) *window {
 	if n := len(s.windows); n > 0 {
-		if last := s.windows[n-1]; last.id > s.sealed && now-last.id < length {
+		if last := s.windows[n-1]; last.id > s.sealed && last.id > s.fin && now-last.id < length {
 			return last
 		}
 	}

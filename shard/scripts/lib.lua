@@ -38,10 +38,10 @@ local function prefix_of(meta_key) return string.sub(meta_key, 1, -5) end
 local function is_big(n) return n >= BIG or n <= -BIG end
 
 -- current_window: rule 1. The second result says that the window must still be opened. Open is the window that was
--- opened last; one that has left the list since is not above sealed.
+-- opened last; if it has left the list since, it is not above sealed or not above fin.
 local function current_window(prefix, open, sealed, fin, now, length)
   local last = tonumber(open or redis.call('LINDEX', prefix .. 'windows', -1) or 0)
-  if last > sealed and now - last < length then return last, false end
+  if last > sealed and last > fin and now - last < length then return last, false end
   return math.max(now, last + 1, sealed + 1, fin + 1), true
 end
 
