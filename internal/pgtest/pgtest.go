@@ -108,6 +108,9 @@ func (s *Server) Restart() {
 	}
 }
 
+// PID is that of the server's first process, whose children the others are.
+func (s *Server) PID() int { return s.process.PID() }
+
 // Exited reports whether the server has ended, by itself or not.
 func (s *Server) Exited() bool { return s.process.Exited() }
 
