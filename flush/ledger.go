@@ -69,7 +69,7 @@ type WindowLedger interface {
 	Watermark(ctx context.Context, n int) (shard.SealedWindow, error)
 	// Apply sets a window's likes, adds its deltas to totals and history and sets the shard's watermark to its
 	// id, in one transaction that locks the watermark. A like counts if it changes what the ledger holds: it sets
-	// a pair that was not set later, and to something else; what the window supposed of it does not matter. If id
+	// a pair that was not set later, and to something else; what the window supposed of it does not matter. If w.Oldest()
 	// is not above the watermark it changes nothing and applied.OK is false. After an error it is unknown whether
 	// the window was applied.
 	Apply(ctx context.Context, w Window) (Applied, error)
@@ -77,11 +77,14 @@ type WindowLedger interface {
 	Markers(ctx context.Context, shard int) (map[string]int64, error)
 }
 
-// Window is the content of a sealed window.
+// Window is the content of a sealed window, or of several that follow each other.
 type Window struct {
 	Shard int
-	// ID is the Unix milliseconds of the window's start by the Redis clock, and chooses its history bucket.
+	// ID is the Unix milliseconds of the window's start by the Redis clock, and chooses its history bucket. Of several
+	// windows, which are of one minute, it is that of the last.
 	ID int64
+	// First is the id of the first of several windows; 0 is as good as ID.
+	First int64
 	// Token is that by which the window was sealed.
 	Token string
 	shard.WindowPart

@@ -56,7 +56,7 @@ func (p *Postgres) applyWindow(ctx context.Context, w Window, clip bool) (Applie
 	switch {
 	case watermark < 0:
 		return Applied{}, errNoShard(w.Shard)
-	case w.ID <= watermark:
+	case w.Oldest() <= watermark:
 		return Applied{Previous: watermark}, nil
 	}
 

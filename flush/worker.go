@@ -7,19 +7,14 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/plusone-dev/plusone/internal/counter"
 	"github.com/plusone-dev/plusone/internal/failpoint"
 	"github.com/plusone-dev/plusone/shard"
 )
-
-// moveChunk is how many fields one script moves from a window to the bases: a few milliseconds of Redis.
-const moveChunk = 1_000
 
 // WorkerConfig configures a Worker.
 type WorkerConfig struct {
@@ -126,9 +121,9 @@ func (w *Worker) Round(ctx context.Context, n int) error {
 	}
 }
 
-// pass drains the windows that one Seal returns, and reports whether there may be more. Before each it looks whether
-// the lock is still its own: two workers at one shard discard each other's windows, with all cached bases, which makes a
-// backlog grow that neither gets to the end of.
+// pass drains the windows that one Seal returns, and reports whether there may be more. Before each, or those that it
+// merges, it looks whether the lock is still its own: two workers at one shard discard each other's windows, with all
+// cached bases, which makes a backlog grow that neither gets to the end of.
 func (w *Worker) pass(ctx context.Context, n int, lock ShardLock) (more bool, err error) {
 	s := w.steps(ctx)
 	var watermark shard.SealedWindow
@@ -158,13 +153,14 @@ func (w *Worker) pass(ctx context.Context, n int, lock ShardLock) (more bool, er
 		return false, s.err
 	}
 	w.metrics.observe(n, sealed)
+	d := &drain{worker: w, shard: n, now: sealed.Time, due: sealed.Sealed}
 	more = sealed.More
-	for _, window := range sealed.Sealed {
+	for len(d.due) > 0 {
 		s.do("hold", lock.Held)
 		if s.err != nil {
 			return false, s.err
 		}
-		done, err := w.drain(ctx, n, window, watermark.ID, sealed.Time)
+		done, err := d.next(ctx, watermark.ID)
 		if err != nil || done == postponed {
 			return false, err
 		}
@@ -202,121 +198,6 @@ func (w *Worker) rolledBack(ctx context.Context, n int) {
 	w.metrics.rollbacks.Inc()
 	w.cfg.Logger.ErrorContext(ctx, "redis went back in time: changes that it had and the ledger has not are lost; "+
 		"nothing is counted twice; request ids made before now are refused for a dedupe window", "shard", n)
-}
-
-// drained is what became of a window.
-type drained int
-
-const (
-	applied   drained = iota
-	discarded         // the ledger had it already
-	postponed         // its turn comes later
-)
-
-// drain takes one sealed window through the ledger and out of Redis (rules 3 to 5). Watermark is that of a
-// moment ago: the ledger's own word, in the transaction, decides. Now is the Redis clock.
-func (w *Worker) drain(ctx context.Context, n int, sealed shard.SealedWindow, watermark, now int64) (drained, error) {
-	started := time.Now()
-	s := w.steps(ctx)
-	window, id := Window{Shard: n, ID: sealed.ID, Token: sealed.Token}, sealed.ID
-	var result Applied
-	wait := false
-	if id > watermark {
-		s.do("scan", func(ctx context.Context) (err error) {
-			window.WindowPart, err = w.scan(ctx, n, id)
-			return err
-		})
-		s.do("markers", func(ctx context.Context) (err error) {
-			wait, err = w.mustWait(ctx, n, window.Likes, time.Duration(now-id)*time.Millisecond)
-			return err
-		})
-		if wait && s.err == nil {
-			return postponed, nil
-		}
-		s.do("apply", func(ctx context.Context) (err error) {
-			result, err = w.ledger.Apply(ctx, window)
-			return err
-		})
-	}
-	if s.err != nil {
-		return postponed, s.err
-	}
-	if !result.OK {
-		w.metrics.discarded.Inc()
-		w.cfg.Logger.WarnContext(ctx, "window discarded: the ledger has it already", "shard", n, "window", id)
-		s.do("discard", func(ctx context.Context) error { return w.scripts.Discard(ctx, n, id, random()) })
-		return discarded, s.err
-	}
-	s.do("begin", func(ctx context.Context) error {
-		rolledBack, err := w.scripts.Begin(ctx, n, sealed, result.Previous, random())
-		if rolledBack {
-			w.rolledBack(ctx, n)
-		}
-		return err
-	})
-	for _, moves := range chunks(window.WindowPart, result.Adjusted) {
-		s.do("move", func(ctx context.Context) error { return w.scripts.Move(ctx, n, id, moves) })
-	}
-	s.do("end", func(ctx context.Context) error { return w.scripts.End(ctx, n, id) })
-	w.metrics.applied(len(window.Deltas), len(window.Likes), result, started)
-	return applied, s.err
-}
-
-// scan reads a sealed window. Nothing writes to it any more, so it may be read in chunks (rule 2).
-func (w *Worker) scan(ctx context.Context, n int, id int64) (shard.WindowPart, error) {
-	window := shard.WindowPart{
-		Deltas: map[string]int64{}, LikeDeltas: map[string]int64{},
-		Likes: map[counter.Pair]shard.PendingLike{}, Markers: map[string]int64{},
-	}
-	for cursor := uint64(0); ; {
-		next, part, err := w.scripts.Scan(ctx, n, id, cursor)
-		if err != nil {
-			return shard.WindowPart{}, err
-		}
-		maps.Copy(window.Deltas, part.Deltas)
-		maps.Copy(window.LikeDeltas, part.LikeDeltas)
-		maps.Copy(window.Likes, part.Likes)
-		maps.Copy(window.Markers, part.Markers)
-		if next == 0 {
-			return window, nil
-		}
-		cursor = next
-	}
-}
-
-// chunks are the moves of a window: all its fields, and for each key whether the ledger applied something else
-// than the window holds of it.
-func chunks(w shard.WindowPart, adjusted map[string]struct{}) []shard.Moves {
-	var steps []shard.Moves
-	fields := moveChunk // in the last step
-	last := func() *shard.Moves {
-		if fields == moveChunk {
-			steps, fields = append(steps, shard.Moves{}), 0
-		}
-		fields++
-		return &steps[len(steps)-1]
-	}
-	for key, delta := range w.Deltas {
-		_, reload := adjusted[key]
-		s := last()
-		s.Deltas = append(s.Deltas, shard.MovedDelta{Key: key, Delta: delta, Likes: w.LikeDeltas[key], Reload: reload})
-	}
-	for key := range adjusted {
-		// The likes of a key may all have been taken for repeats, and the window holds no delta of it.
-		if _, there := w.Deltas[key]; !there {
-			s := last()
-			s.Deltas = append(s.Deltas, shard.MovedDelta{Key: key, Reload: true})
-		}
-	}
-	for pair := range w.Likes {
-		s := last()
-		s.Likes = append(s.Likes, pair)
-	}
-	for key := range w.Markers {
-		s := last()
-		s.Markers = append(s.Markers, key)
-	}
-	return steps
 }
 
 // random names a new generation of bases, or a sealed window: it was never used before, whatever Redis

@@ -48,7 +48,7 @@ func newWorkerMetrics(reg prometheus.Registerer) *workerMetrics {
 			Name: "plusone_flush_clipped_total", Help: "Deltas cut short because the total stopped at the edge of int64.",
 		}),
 		seconds: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name: "plusone_flush_window_seconds", Help: "Time to take a window through the ledger and out of Redis.",
+			Name: "plusone_flush_window_seconds", Help: "Time to take a window, or those of a backlog that are merged, through the ledger and out of Redis.",
 			Buckets: prometheus.ExponentialBuckets(1e-3, 2, 16), // 1 ms to 33 s
 		}),
 		discarded: prometheus.NewCounter(prometheus.CounterOpts{
@@ -76,10 +76,12 @@ func (m *workerMetrics) observe(n int, sealed shard.SealReply) {
 	m.backlog.WithLabelValues(label).Set(float64(sealed.Windows))
 }
 
-func (m *workerMetrics) applied(keys, likes int, applied Applied, started time.Time) {
-	m.windows.Inc()
-	m.keys.Add(float64(keys))
-	m.likes.Add(float64(likes))
+func (m *workerMetrics) applied(windows []*scannedWindow, applied Applied, started time.Time) {
+	m.windows.Add(float64(len(windows)))
+	for _, w := range windows {
+		m.keys.Add(float64(len(w.Deltas)))
+		m.likes.Add(float64(len(w.Likes)))
+	}
 	m.corrected.Add(float64(applied.CorrectedLikes))
 	m.clipped.Add(float64(applied.Clipped))
 	m.seconds.Observe(time.Since(started).Seconds())

@@ -34,9 +34,9 @@ func TestWorkerStopsWithoutItsLock(t *testing.T) {
 	t.Parallel()
 	f, ledger := openTwin(t), twin.NewLedger(1)
 	f.set(t, epochMS)
-	for range 3 {
+	for range 3 { // a minute apart, or they would be merged
 		f.add(t, 0, entry("a", 1))
-		f.advance(t, windowMS)
+		f.advance(t, time.Minute.Milliseconds())
 	}
 	worker := flush.NewWorker(f.Scripts, losesLock{ledger}, flush.WorkerConfig{
 		Shards: 1, Interval: time.Hour, Concurrency: 1, StepTimeout: time.Minute,

@@ -163,11 +163,11 @@ var bugsOfTheFlush = []plantedBug{
 		replace: []plusonetest.Replacement{
 			{
 				File: "flush/postgres_apply.go",
-				Old: `	case w.ID <= watermark:
+				Old: `	case w.Oldest() <= watermark:
 		return Applied{Previous: watermark}, nil
 `,
 			},
-			{File: "flush/worker.go", Old: "	if id > watermark {", New: "	if id > 0 {"},
+			{File: "flush/drain.go", Old: "if d.due[0].ID <= watermark {", New: "if d.due[0].ID <= 0 {"},
 		},
 	},
 	{
@@ -176,10 +176,12 @@ var bugsOfTheFlush = []plantedBug{
 			"bases cannot be loaded until another window is applied.",
 		modes: []string{"sharded"},
 		replace: []plusonetest.Replacement{{
-			File: "flush/worker.go",
-			Old:  `		s.do("apply", func`,
-			New: `		s.do("discard", func(ctx context.Context) error { return w.scripts.Discard(ctx, n, id, random()) })
-		s.do("apply", func`,
+			File: "flush/drain.go",
+			Old:  `	s.do("apply", func`,
+			New: `	for _, w := range windows {
+		s.do("discard", func(ctx context.Context) error { return d.worker.scripts.Discard(ctx, d.shard, w.ID, random()) })
+	}
+	s.do("apply", func`,
 		}},
 	},
 	{

@@ -38,6 +38,7 @@ type WindowInstance struct {
 func ExerciseWindows(t *testing.T, open func(t *testing.T) WindowInstance) {
 	for name, test := range map[string]func(*testing.T, WindowInstance){
 		"ApplyOnce":         applyOnce,
+		"MergedWindow":      mergedWindow,
 		"UnknownShard":      unknownShard,
 		"Markers":           markers,
 		"Clipping":          clipping,
@@ -63,6 +64,33 @@ func ExerciseWindows(t *testing.T, open func(t *testing.T) WindowInstance) {
 			Audit(t, l.DB)
 		})
 	}
+}
+
+// Several windows are applied if the watermark is before all of them, and else none of them is: some of what they hold
+// would count twice.
+func mergedWindow(t *testing.T, l WindowInstance) {
+	merged := func(first, last int64) flush.Window {
+		w := adds(0, last, map[string]int64{"views/a": 1})
+		w.First = first
+		return w
+	}
+	for _, test := range []struct {
+		first, last int64
+		want        flush.Applied
+		total       int
+	}{
+		{9, 10, flush.Applied{OK: true}, 1},
+		{10, 12, flush.Applied{Previous: 10}, 1},
+		{8, 11, flush.Applied{Previous: 10}, 1},
+		{11, 13, flush.Applied{OK: true, Previous: 10}, 2},
+		{12, 13, flush.Applied{Previous: 13}, 2},
+	} {
+		if got := apply(t, l, merged(test.first, test.last)); got.OK != test.want.OK || got.Previous != test.want.Previous {
+			t.Errorf("windows %d to %d: %+v, want %+v", test.first, test.last, got, test.want)
+		}
+		wantRows(t, l, []string{"views/a"}, fmt.Sprint("views/a 0 ", test.total, " 0"))
+	}
+	wantWatermarks(t, l, 13, 0, 0)
 }
 
 // adds is a window that has only deltas.

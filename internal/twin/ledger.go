@@ -56,7 +56,7 @@ func (l *Ledger) Apply(_ context.Context, w flush.Window) (flush.Applied, error)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	previous := l.watermarks[w.Shard].ID
-	if w.ID <= previous {
+	if w.Oldest() <= previous {
 		return flush.Applied{Previous: previous}, nil
 	}
 	applied := flush.Applied{OK: true, Previous: previous, Adjusted: map[string]struct{}{}}
