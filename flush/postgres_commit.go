@@ -50,10 +50,10 @@ FROM unnest($1::text[], $2::bigint[], $3::bigint[]) AS u (key, delta, likes)
 ON CONFLICT (key, shard) DO UPDATE SET count = c.count + excluded.count, likes = c.likes + excluded.likes,
     before_history = c.before_history + excluded.before_history, updated_at = excluded.updated_at`
 
-	// $5 is the moment whose bucket is meant, null for now.
+	// $5 is the moment whose bucket is meant, null for now. The subquery is evaluated once, and not for each row.
 	addHistorySQL = `
 INSERT INTO history AS h (key, bucket, shard, delta)
-SELECT u.key, date_trunc($4::text, coalesce($5::timestamptz, now()), 'UTC'), $3::smallint, u.delta
+SELECT u.key, (SELECT date_trunc($4::text, coalesce($5::timestamptz, now()), 'UTC')), $3::smallint, u.delta
 FROM unnest($1::text[], $2::bigint[]) AS u (key, delta)
 WHERE u.delta <> 0
 ON CONFLICT (key, bucket, shard) DO UPDATE SET delta = h.delta + excluded.delta`

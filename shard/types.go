@@ -260,7 +260,7 @@ type PendingLike struct {
 
 // Moves is what Move takes out of a window that the ledger applied.
 type Moves struct {
-	Deltas  []MovedDelta
+	Deltas  []MovedDelta // of distinct keys
 	Likes   []counter.Pair
 	Markers []string
 }

@@ -209,8 +209,7 @@ var bugsOfTheFlush = []plantedBug{
 		replace: []plusonetest.Replacement{
 			{
 				File: "shard/scripts/move.lua",
-				Old:  "redis.call('HDEL', window_key, key, LIKE_SUM .. key) > 0",
-				New:  "redis.call('HEXISTS', window_key, key) == 1",
+				Old:  "  redis.call('HDEL', window_key, unpack(keys))\n",
 			},
 			{
 				File: "shard/scripts/end.lua",

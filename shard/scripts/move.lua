@@ -7,10 +7,10 @@
 -- ARGV: window, number of deltas, number of likes, then for each delta key, delta, part of it from likes, reload;
 --   the fields of the likes, and the keys of the markers.
 local prefix = prefix_of(KEYS[1])
-local meta = redis.call('HMGET', KEYS[1], 'fin', 'gen', 'big')
+local meta = redis.call('HMGET', KEYS[1], 'fin', 'gen', 'big', 'likes')
 if meta[1] ~= ARGV[1] or not redis.call('LPOS', prefix .. 'windows', ARGV[1]) then return 0 end
 local window_key, base_prefix = prefix .. 'w:' .. ARGV[1], prefix .. 'base:' .. (meta[2] or '0') .. ':'
-local big = meta[3]
+local big, any_likes = meta[3], meta[4]
 local likes = 4 + 4 * tonumber(ARGV[2])
 local markers = likes + tonumber(ARGV[3])
 
@@ -21,23 +21,40 @@ local function sum(a, b)
   return saturated(high, low)
 end
 
-for i = 4, likes - 1, 4 do
-  local key, likes_delta = ARGV[i], ARGV[i + 2]
-  local base_key = base_prefix .. key
+local function add_to_base(base_key, base, delta, likes_delta)
+  local total, from_likes = split_base(base)
+  total = sum(total, delta)
+  redis.call('SET', base_key, join_base(total, sum(from_likes, likes_delta)), 'KEEPTTL')
+  if not big and is_big(tonumber(total)) then
+    redis.call('HSET', KEYS[1], 'big', '1')
+    big = true
+  end
+end
+
+-- move_deltas takes on so many at once that a call into Redis costs little for each.
+local function move_deltas(first, last)
+  local keys, bases, sums = {}, {}, {}
+  local n = 0
+  for i = first, last, 4 do
+    n = n + 1
+    keys[n], bases[n] = ARGV[i], base_prefix .. ARGV[i]
+    if any_likes then sums[n] = LIKE_SUM .. ARGV[i] end
+  end
+  local held, cached = redis.call('HMGET', window_key, unpack(keys)), redis.call('MGET', unpack(bases))
+  redis.call('HDEL', window_key, unpack(keys))
   -- A like part of 0 may be there as well, but not without the delta.
-  local there = redis.call('HDEL', window_key, key, LIKE_SUM .. key) > 0
-  if ARGV[i + 3] == '1' then
-    redis.call('DEL', base_key) -- also without a delta: the window may have taken all likes of the key for repeats
-  elseif there and redis.call('EXISTS', base_key) == 1 then
-    local total, from_likes = split_base(redis.call('GET', base_key))
-    total = sum(total, ARGV[i + 1])
-    redis.call('SET', base_key, join_base(total, sum(from_likes, likes_delta)), 'KEEPTTL')
-    if not big and is_big(tonumber(total)) then
-      redis.call('HSET', KEYS[1], 'big', '1')
-      big = true
+  if any_likes then redis.call('HDEL', window_key, unpack(sums)) end
+  for k = 1, n do
+    local i = first + 4 * (k - 1)
+    if ARGV[i + 3] == '1' then
+      redis.call('DEL', bases[k]) -- also without a delta: the window may have taken all likes of the key for repeats
+    elseif held[k] and cached[k] then
+      add_to_base(bases[k], cached[k], ARGV[i + 1], ARGV[i + 2])
     end
   end
 end
+
+for first = 4, likes - 1, 4 * CHUNK do move_deltas(first, math.min(likes - 1, first + 4 * CHUNK - 1)) end
 for from = likes, markers - 1, CHUNK do
   redis.call('HDEL', window_key, unpack(ARGV, from, math.min(markers - 1, from + CHUNK - 1)))
 end
