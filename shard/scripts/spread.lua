@@ -15,11 +15,13 @@ for i = 3, #ARGV do
   if marker == 0 and room > 0 then
     marker, room = now, room - 1
     redis.call('HSET', prefix .. 'spread', ARGV[i], integer(now))
+    local window_key = prefix .. 'w:' .. integer(window)
+    redis.call('HSETNX', window_key, MARKER .. ARGV[i], integer(now))
     if add_window then
       open_window(KEYS[1], prefix, window)
+      make_table(window_key)
       add_window = false
     end
-    redis.call('HSETNX', prefix .. 'w:' .. integer(window), MARKER .. ARGV[i], integer(now))
     redis.call('HSET', KEYS[1], 'hot', '1')
   end
   markers[#markers + 1] = marker

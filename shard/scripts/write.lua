@@ -45,10 +45,13 @@ local p = 8
 -- look_up notes those of the fields at ARGV[first], ARGV[first + 2], … that the bucket holds.
 local function look_up(bucket_key, first, n, s, g)
   for from = 0, n - 1, CHUNK do
-    local fields = {}
-    for i = from, math.min(n, from + CHUNK) - 1 do fields[#fields + 1] = ARGV[first + 2 * i] end
+    local fields, m = {}, 0
+    for i = first + 2 * from, first + 2 * math.min(n, from + CHUNK) - 2, 2 do
+      m = m + 1
+      fields[m] = ARGV[i]
+    end
     local values = redis.call('HMGET', bucket_key, unpack(fields))
-    for i = 1, #values do
+    for i = 1, m do
       if values[i] then
         local k = #known
         known[k + 1], known[k + 2], known[k + 3], known[k + 4] = s - 1, g, from + i - 1, values[i]
@@ -364,6 +367,39 @@ local function set_likes(shard, meta_key, window_key)
   return big
 end
 
+-- add_deltas adds the deltas of a shard's entries to its window. It reports whether a pending delta has become big. Where
+-- none was, they are added up here, since one command for all costs far less than one for each.
+local function add_deltas(shard, window_key)
+  local big, first, last = false, shard.first, shard.last
+  if shard.careful or first == last then
+    for i = first, last, 2 do
+      if is_big(redis.call('HINCRBY', window_key, ARGV[i], ARGV[i + 1])) then big = true end
+    end
+    return big
+  end
+  for from = first, last, 2 * CHUNK do
+    local to = math.min(last, from + 2 * CHUNK - 2)
+    local keys, sums, n, m = {}, {}, 0, 0
+    for i = from, to, 2 do
+      n = n + 1
+      keys[n] = ARGV[i]
+    end
+    local pending = redis.call('HMGET', window_key, unpack(keys))
+    for k = 1, n do
+      local sum = (pending[k] or 0) + ARGV[from + 2 * k - 1]
+      if is_big(sum) then -- beyond what Lua can add
+        big = true
+        redis.call('HINCRBY', window_key, keys[k], ARGV[from + 2 * k - 1])
+      else
+        sums[m + 1], sums[m + 2] = keys[k], sum
+        m = m + 2
+      end
+    end
+    if m > 0 then redis.call('HSET', window_key, unpack(sums)) end
+  end
+  return big
+end
+
 -- claim writes the claims of a group, but for those of likes that were not done.
 local function claim(shard, meta_key, group)
   local first, last, args = group.first, group.last, ARGV
@@ -382,6 +418,7 @@ local function claim(shard, meta_key, group)
   redis.call('ZADD', shard.prefix .. 'claims', integer(group.expires), group.name)
   if group.timed then
     shard.timed = group.name
+    make_table(shard.prefix .. group.name)
     redis.call('HSET', meta_key, 'timed', group.name)
   end
 end
@@ -399,11 +436,9 @@ for s = 1, #KEYS do
   local window_key = prefix .. 'w:' .. integer(shard.window)
   local used = shard.last >= shard.first or (shard.likes > 0 and next(shard.records) ~= nil)
   if shard.add_window and used then open_window(KEYS[s], prefix, shard.window) end
-  local big = false
-  for i = shard.first, shard.last, 2 do
-    if is_big(redis.call('HINCRBY', window_key, ARGV[i], ARGV[i + 1])) then big = true end
-  end
+  local big = add_deltas(shard, window_key)
   if shard.likes > 0 and set_likes(shard, KEYS[s], window_key) then big = true end
+  if shard.add_window and used then make_table(window_key) end
   if big and not shard.big then redis.call('HSET', KEYS[s], 'big', '1') end
   for g = 1, #shard.groups do claim(shard, KEYS[s], shard.groups[g]) end
 end
