@@ -31,8 +31,8 @@ type Config[T any] struct {
 	Gather Gather
 }
 
-// Gather lets a batch of a busy queue wait until the weight Enough is there, for Wait at most. Busy is a queue to which
-// a quarter of that comes in such a time.
+// Gather lets a batch of a busy queue wait until the weight Enough is there, for twice as long as the last batch took
+// and for Wait at most. Busy is a queue to which a quarter of Enough comes in each Wait.
 type Gather struct {
 	Enough int
 	Wait   time.Duration
@@ -61,11 +61,12 @@ type Queue[T any] struct {
 	pace pace
 }
 
-// pace tells whether a queue is busy, by the weight that was taken in a period.
+// pace tells whether a queue is busy, by the weight that was taken in a period, and how long a batch takes.
 type pace struct {
 	since time.Time
 	taken int
 	busy  bool
+	ran   time.Time // when the last batch began
 }
 
 // periodWaits is how many times Gather.Wait a period has.
@@ -145,6 +146,9 @@ func (q *Queue[T]) loop(ctx context.Context) {
 		if len(batch) == 0 {
 			return
 		}
+		if q.cfg.Gather.Wait > 0 {
+			q.pace.ran = time.Now()
+		}
 		q.run(ctx, batch)
 		clear(batch) // or what the items refer to would live until the next batch
 		batch = batch[:0]
@@ -159,7 +163,7 @@ func (q *Queue[T]) gather() {
 	}
 	now := time.Now()
 	if period := now.Sub(q.pace.since); period >= periodWaits*g.Wait {
-		q.pace = pace{since: now, busy: int64(q.pace.taken)*int64(g.Wait)*4 >= int64(g.Enough)*int64(period)}
+		q.pace = pace{since: now, ran: q.pace.ran, busy: int64(q.pace.taken)*int64(g.Wait)*4 >= int64(g.Enough)*int64(period)}
 	}
 	if !q.pace.busy {
 		return
@@ -171,7 +175,7 @@ func (q *Queue[T]) gather() {
 	if !gathering {
 		return
 	}
-	timer := time.NewTimer(g.Wait)
+	timer := time.NewTimer(min(g.Wait, 2*now.Sub(q.pace.ran)))
 	defer timer.Stop()
 	select {
 	case <-q.enough:

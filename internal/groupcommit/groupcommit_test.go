@@ -192,3 +192,81 @@ func BenchmarkAdd(b *testing.B) {
 		b.Error(err)
 	}
 }
+
+// TestABusyQueueLetsItemsGather: batches wait while much comes, for no longer than they may, and not any more when it
+// has become quiet.
+func TestABusyQueueLetsItemsGather(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const wait, enough = 4 * time.Millisecond, 40
+		var mu sync.Mutex // of what follows
+		var sizes []int
+		var took time.Duration
+		q := groupcommit.New(groupcommit.Config[int]{
+			MaxQueue: 1000, MaxBatch: 1000, Gather: groupcommit.Gather{Enough: enough, Wait: wait},
+		}, func(_ context.Context, batch []int) {
+			mu.Lock()
+			sizes = append(sizes, len(batch))
+			lasts := time.After(took)
+			mu.Unlock()
+			<-lasts
+		})
+		// stream adds an item every so often for a while, and returns the sizes of the last batches.
+		stream := func(every, batch, lasting time.Duration) []int {
+			mu.Lock()
+			sizes, took = nil, batch
+			mu.Unlock()
+			for began := time.Now(); time.Since(began) < lasting; {
+				add(t, q, 1)
+				<-time.After(every)
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			return slices.Clone(sizes[len(sizes)/2:])
+		}
+		for _, c := range []struct {
+			name              string
+			every, took       time.Duration
+			smallest, largest int
+		}{
+			{"quiet", 500 * time.Microsecond, time.Millisecond, 1, 3}, // a fifth of what is busy
+			{"busy, for twice a batch", 200 * time.Microsecond, time.Millisecond, 14, 16},
+			{"busy, until there is enough", 50 * time.Microsecond, 3 * time.Millisecond, enough, 62},
+			{"busy, for no longer than it may", 300 * time.Microsecond, 3 * time.Millisecond, 22, 25},
+			{"quiet again", 500 * time.Microsecond, time.Millisecond, 1, 3},
+		} {
+			got := stream(c.every, c.took, 200*time.Millisecond)
+			if slices.Min(got) < c.smallest || slices.Max(got) > c.largest {
+				t.Errorf("%s: batches of %v, want %d to %d", c.name, got, c.smallest, c.largest)
+			}
+		}
+		add(t, q, 1)
+		mustClose(t, q)
+	})
+}
+
+// TestCloseEndsTheWait: what gathers when a queue is closed is run at once.
+func TestCloseEndsTheWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const wait = time.Second
+		ran := 0
+		q := groupcommit.New(groupcommit.Config[int]{
+			MaxQueue: 100_000, MaxBatch: 100_000, Gather: groupcommit.Gather{Enough: 1000, Wait: wait},
+		}, func(_ context.Context, batch []int) {
+			ran += len(batch)
+			<-time.After(wait / 2)
+		})
+		added := 0
+		for began := time.Now(); time.Since(began) < 20*wait; added++ {
+			add(t, q, 1)
+			<-time.After(wait / 500)
+		}
+		for range 5 {
+			add(t, q, 1)
+		}
+		closing := time.Now()
+		mustClose(t, q)
+		if took := time.Since(closing); ran != added+5 || took > wait {
+			t.Errorf("%d of %d items ran, in %v", ran, added+5, took)
+		}
+	})
+}
