@@ -72,27 +72,46 @@ type route struct {
 
 // split routes entries of a change, more than one, and groups them into parts.
 func (r *router) split(c *counter.Change, entries []counter.Entry, fingerprint string) []part {
-	var parts []part
-	byShard := make(map[int]int, r.shards)
+	routes := make([]route, len(entries))
+	at := make([]int, 2*r.shards) // by shard: how many entries go there, and of which part they are
+	sizes, position := at[:r.shards], at[r.shards:]
+	parts := 0
 	for i := range entries {
 		to := r.route(c, entries[i].Key, 0)
-		if to.shard != to.home && !c.RequestID.IsZero() {
-			// An entry away from home has a claim of its own, since the set of such entries may look
-			// different to another server.
-			parts = append(parts, r.single(c, entries[i:i+1], fingerprint))
+		routes[i] = to
+		if r.isAlone(c, to) {
+			parts++
 			continue
 		}
-		at, ok := byShard[to.shard]
-		if !ok {
-			at = len(parts)
-			byShard[to.shard] = at
-			parts = append(parts, part{shard: to.shard, id: idClaim(c, "", fingerprint)})
+		if sizes[to.shard] == 0 {
+			parts++
 		}
-		p := &parts[at]
+		sizes[to.shard]++
+	}
+	split := make([]part, 0, parts)
+	room := make([]counter.Entry, len(entries))
+	for i, to := range routes {
+		if r.isAlone(c, to) {
+			split = append(split, r.single(c, entries[i:i+1], fingerprint))
+			continue
+		}
+		if sizes[to.shard] > 0 {
+			n := sizes[to.shard]
+			position[to.shard], sizes[to.shard] = len(split), 0
+			split = append(split, part{shard: to.shard, id: idClaim(c, "", fingerprint), entries: room[:0:n]})
+			room = room[n:]
+		}
+		p := &split[position[to.shard]]
 		p.entries = append(p.entries, entries[i])
 		p.declare(to)
 	}
-	return parts
+	return split
+}
+
+// isAlone reports whether an entry of a batch has a claim of its own: one away from home, since the set of such
+// entries may look different to another server.
+func (r *router) isAlone(c *counter.Change, to route) bool {
+	return to.shard != to.home && !c.RequestID.IsZero()
 }
 
 func (r *router) single(c *counter.Change, entries []counter.Entry, fingerprint string) part {

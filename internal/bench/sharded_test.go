@@ -82,7 +82,7 @@ func writes(t *testing.T, s sharded) {
 	}.measure(t)
 	comparison{
 		work: "BatchIncrement with request_id, 1,000 entries", against: "echo, by entry", target: "≥ 2,000,000 entries/s", perStore: true,
-		subject: side{s.plusone, batchIncrement(1000), 1000, 8}, yard: side{s.echo, increment(1000, true), 1, inFlight},
+		subject: side{s.plusone, batchIncrement(1000), 1000, 32}, yard: side{s.echo, increment(1000, true), 1, inFlight},
 	}.measure(t)
 }
 

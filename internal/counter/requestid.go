@@ -2,7 +2,6 @@ package counter
 
 import (
 	"encoding/binary"
-	"sort"
 
 	"github.com/cespare/xxhash/v2"
 	"github.com/google/uuid"
@@ -47,19 +46,15 @@ func (id RequestID) Time() (ms int64, ok bool) {
 // request id and different fingerprints are a reuse of that id. It is not meant to resist an attacker, who
 // could only fool himself.
 func (c Change) Fingerprint() uint64 {
-	entries := c.Entries
-	if len(entries) > 1 && !sort.SliceIsSorted(entries, func(i, j int) bool { return entries[i].Key < entries[j].Key }) {
-		entries = append([]Entry(nil), entries...)
-		sort.Slice(entries, func(i, j int) bool { return entries[i].Key < entries[j].Key })
+	var buf [512]byte // more than an entry, or all the rest, can take
+	// A sum does not depend on the order. Keys are distinct, so no two entries cancel each other out.
+	var entries uint64
+	for _, e := range c.Entries {
+		b := append(buf[:0], e.Key...)
+		entries += xxhash.Sum64(binary.LittleEndian.AppendUint64(b, uint64(e.Delta)))
 	}
-	// Counted and length-prefixed, so that no two changes have the same bytes.
-	var buf [512]byte
-	b := binary.AppendUvarint(buf[:0], uint64(len(entries)))
-	for _, e := range entries {
-		b = binary.AppendUvarint(b, uint64(len(e.Key)))
-		b = append(b, e.Key...)
-		b = binary.AppendVarint(b, e.Delta)
-	}
+	b := binary.LittleEndian.AppendUint64(buf[:0], entries)
+	b = binary.AppendUvarint(b, uint64(len(c.Entries)))
 	b = binary.AppendVarint(b, int64(c.OncePer))
 	b = append(b, c.Actor...)
 	if c.Like != NoLike {
