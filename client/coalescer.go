@@ -25,6 +25,8 @@ const (
 	// batchesInFlight keep a server busy while the next batches are made, and few enough that a slow server is
 	// met by larger sums and not by more calls.
 	batchesInFlight = 4
+	// awaitedShare is the part of the flush interval for which increments add up when a caller waits for one.
+	awaitedShare = 5
 	// sumLimit is in units of the largest delta: a key makes at most so many entries in a round.
 	sumLimit = 100
 )
@@ -53,6 +55,7 @@ type Coalescer struct {
 	cancel  context.CancelFunc
 	wake    chan struct{} // something is pending
 	now     chan struct{} // the open round is to be sent
+	soon    chan struct{} // a caller waits for it
 	closing chan struct{}
 	ended   chan struct{} // everything is settled after closing
 	close   sync.Once
@@ -85,7 +88,8 @@ func (c *Client) NewCoalescer(opts ...CoalescerOption) (*Coalescer, error) {
 	}
 	o := &Coalescer{
 		client: c, cfg: cfg, seed: maphash.MakeSeed(), rounds: map[*round]struct{}{}, room: make(chan struct{}),
-		wake: make(chan struct{}, 1), now: make(chan struct{}, 1), closing: make(chan struct{}), ended: make(chan struct{}),
+		wake: make(chan struct{}, 1), now: make(chan struct{}, 1), soon: make(chan struct{}, 1),
+		closing: make(chan struct{}), ended: make(chan struct{}),
 	}
 	o.ctx, o.cancel = context.WithCancel(context.Background())
 	open := o.newRound()
@@ -107,13 +111,21 @@ func (o *Coalescer) Add(ctx context.Context, key string, delta int64) error {
 	return err
 }
 
-// AddAndWait is Add, and returns when the increment is counted, or is known not to be. Errors are those of Add and of
+// AddAndWait is Add, and returns when the increment is counted, or is known not to be. It has what is pending sent after
+// a fifth of the flush interval. Errors are those of Add and of
 // [Client.BatchIncrement]. If ctx is done while the increment is on its way it is ErrInDoubt, and most likely counted
 // soon.
 func (o *Coalescer) AddAndWait(ctx context.Context, key string, delta int64) error {
 	r, err := o.add(ctx, key, delta)
 	if err != nil {
 		return err
+	}
+	if !r.awaited.Load() && r.awaited.CompareAndSwap(false, true) {
+		signal(o.soon)
+	}
+	if ctx.Done() == nil { // a plain wait costs half of what the choice does
+		<-r.done
+		return r.failed[key]
 	}
 	select {
 	case <-r.done:
@@ -292,13 +304,20 @@ func (o *Coalescer) loop(open *round) {
 func (o *Coalescer) pause() bool {
 	timer := time.NewTimer(o.cfg.interval)
 	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-o.now:
-	case <-o.closing:
-		return false
+	soon := o.soon
+	for {
+		select {
+		case <-timer.C:
+			return true
+		case <-soon:
+			timer.Reset(o.cfg.interval / awaitedShare)
+			soon = nil // others who wait do not put it off
+		case <-o.now:
+			return true
+		case <-o.closing:
+			return false
+		}
 	}
-	return true
 }
 
 // take gives all stripes the next round, and returns what was in the last.

@@ -43,8 +43,8 @@ func newCoalescerConfig(opts []CoalescerOption) (coalescerConfig, error) {
 	return c, nil
 }
 
-// WithFlushInterval has increments add up for so long before they are sent, at most 1 minute. The default is
-// DefaultFlushInterval.
+// WithFlushInterval has increments add up for so long before they are sent, at most 1 minute, or for a fifth of it while
+// a caller waits ([Coalescer.AddAndWait]). The default is DefaultFlushInterval.
 func WithFlushInterval(d time.Duration) CoalescerOption {
 	return func(c *coalescerConfig) { c.interval = d }
 }

@@ -5,12 +5,15 @@ import (
 	"errors"
 	"slices"
 	"sync"
+	"sync/atomic"
 )
 
 // round is what was added between two sendings.
 type round struct {
 	// done is closed when all of it is settled. The fields below are complete then.
 	done chan struct{}
+	// awaited: a caller waits for it.
+	awaited atomic.Bool
 
 	mu      sync.Mutex
 	waiting int              // batches
