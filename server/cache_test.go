@@ -97,8 +97,8 @@ func TestMaxAgeZeroAtTheSameInstant(t *testing.T) {
 	})
 }
 
-// Fresh reads of a key that come while one is under way share the next, which has begun after all of them: it begins
-// when that one ends, or a little later if that one hangs.
+// Fresh loads of a key that are asked for while one is under way, as by likes, are one, which has begun after all were:
+// it begins when that one ends, or a little later if that one hangs.
 func TestFreshReadsShareTheNextLoad(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct{ latency, after time.Duration }{
@@ -114,10 +114,14 @@ func TestFreshReadsShareTheNextLoad(t *testing.T) {
 				read := func(want int64, after time.Duration) {
 					wg.Go(func() {
 						began := time.Now()
-						c := get(t, s, &plusonev1.GetRequest{Key: "k", MaxAge: durationpb.New(0)})
-						wantCount(t, c, want, false)
-						if c.AsOf.AsTime().Before(began) {
-							t.Errorf("as of %v before the call", began.Sub(c.AsOf.AsTime()))
+						r := s.cache.obtain(t.Context(), []string{"k"}, freshness{})[0]
+						if r.err != nil {
+							t.Error(r.err)
+							return
+						}
+						wantCount(t, &r.entry.count, want, false)
+						if r.entry.asOf.Before(began) {
+							t.Errorf("as of %v before the call", began.Sub(r.entry.asOf))
 						}
 						if took := time.Since(began); took != after {
 							t.Errorf("read %d took %v, want %v", want, took, after)

@@ -138,9 +138,9 @@ var bugsOfWrites = []plantedBug{
 		modes: []string{"sharded"},
 		replace: []plusonetest.Replacement{{
 			File: "shard/scripts/write.lua",
-			Old:  "for g = 1, #shard.groups do claim(prefix, shard.groups[g]) end",
+			Old:  "for g = 1, #shard.groups do claim(shard, KEYS[s], shard.groups[g]) end",
 			New: `for g = 1, #shard.groups do
-    if string.sub(shard.groups[g].name, 1, 5) == 'once:' then claim(prefix, shard.groups[g]) end
+    if string.sub(shard.groups[g].name, 1, 5) == 'once:' then claim(shard, KEYS[s], shard.groups[g]) end
   end`,
 		}},
 	},
@@ -150,8 +150,8 @@ var bugsOfWrites = []plantedBug{
 		modes: []string{"sharded"},
 		replace: []plusonetest.Replacement{{
 			File: "shard/scripts/lib.lua",
-			Old:  "if last > sealed and now - last < length then",
-			New:  "if now - last < 2 * length then",
+			Old:  "if last > sealed and last > fin and now - last < length then",
+			New:  "if last > fin and now - last < 2 * length then",
 		}},
 	},
 }
