@@ -41,6 +41,7 @@ type Store struct {
 	loader   *loader
 	states   *stateLoader
 	lately   *latelySet
+	pool     jobPool
 	writers  []*writer // by lane
 	readers  []*reader // by lane
 }
@@ -123,7 +124,7 @@ func (s *Store) Apply(ctx context.Context, c counter.Change) (counter.Receipt, e
 				continue
 			}
 			entries = append(entries, total.add(j)...)
-			j.release()
+			s.pool.put(j)
 		}
 		if total.err != nil {
 			return counter.Receipt{}, total.error()
@@ -135,18 +136,18 @@ func (s *Store) Apply(ctx context.Context, c counter.Change) (counter.Receipt, e
 // jobs routes entries of a change and groups them by lane.
 func (s *Store) jobs(c *counter.Change, entries []counter.Entry, fingerprint string) []*job {
 	if len(entries) == 1 {
-		return []*job{newJob(c, s.router.single(c, entries, fingerprint))}
+		return []*job{s.pool.get(c, s.router.single(c, entries, fingerprint))}
 	}
 	parts := s.router.split(c, entries, fingerprint)
 	if !s.cfg.Cluster {
-		return []*job{newJob(c, parts...)}
+		return []*job{s.pool.get(c, parts...)}
 	}
 	byLane := make(map[int]*job, len(s.writers))
 	var jobs []*job
 	for _, p := range parts {
 		j := byLane[p.shard]
 		if j == nil {
-			j = newJob(c)
+			j = s.pool.get(c)
 			byLane[p.shard] = j
 			jobs = append(jobs, j)
 		}

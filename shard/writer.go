@@ -53,26 +53,29 @@ type job struct {
 	single [1]part // room for parts
 }
 
-// jobs are used again, as most of what a change costs in memory is here.
-var jobs = sync.Pool{New: func() any { return &job{done: make(chan struct{}, 1)} }}
+// jobPool has jobs that are used again, as most of what a change costs in memory is in them.
+type jobPool struct{ pool sync.Pool }
 
-func newJob(c *counter.Change, parts ...part) *job {
-	j := jobs.Get().(*job)
+func (p *jobPool) get(c *counter.Change, parts ...part) *job {
+	j, ok := p.pool.Get().(*job)
+	if !ok {
+		j = &job{done: make(chan struct{}, 1)}
+	}
 	j.change, j.parts = *c, append(j.single[:0], parts...)
 	return j
 }
 
-// newLikeJob makes a job that the state loader holds too, so it must not be released.
-func newLikeJob(c *counter.Change, p part) *job {
-	return &job{change: *c, parts: []part{p}, done: make(chan struct{}, 1), finished: make(chan struct{})}
-}
-
-// release gives up a job that is done, of which its caller was told, and whose results were read. One whose caller has
+// put takes back a job that is done, of which its caller was told, and whose results were read. One whose caller has
 // left stays with the lane.
-func (j *job) release() {
+func (p *jobPool) put(j *job) {
 	done := j.done
 	*j = job{done: done}
-	jobs.Put(j)
+	p.pool.Put(j)
+}
+
+// newLikeJob makes a job that the state loader holds too, so it is none of a pool.
+func newLikeJob(c *counter.Change, p part) *job {
+	return &job{change: *c, parts: []part{p}, done: make(chan struct{}, 1), finished: make(chan struct{})}
 }
 
 func (j *job) weight() int { return len(j.parts) + len(j.change.Entries) }

@@ -34,7 +34,7 @@ func TestOutage(t *testing.T) {
 
 	wait(*warmFlag)
 	l.reset()
-	wait(*outageFlag / 4)
+	wait(min(*outageFlag/4, 30*time.Second))
 	before := l.p99()
 	postgres.Stop()
 	l.reset()
