@@ -97,8 +97,7 @@ func TestMaxAgeZeroAtTheSameInstant(t *testing.T) {
 	})
 }
 
-// Fresh loads of a key that are asked for while one is under way, as by likes, are one, which has begun after all were:
-// it begins when that one ends, or a little later if that one hangs.
+// Fresh loads of a key that are asked for while one is under way are one: it begins when that ends, or soon if that hangs.
 func TestFreshReadsShareTheNextLoad(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct{ latency, after time.Duration }{
@@ -134,7 +133,6 @@ func TestFreshReadsShareTheNextLoad(t *testing.T) {
 				for range 5 {
 					read(2, tc.after)
 				}
-				synctest.Wait()
 				wg.Wait()
 				if loads, waiting := len(s.cache.flights), len(s.cache.waiting); loads+waiting != 0 {
 					t.Errorf("%d loads and %d that wait are left over", loads, waiting)
