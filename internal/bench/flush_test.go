@@ -1,7 +1,6 @@
 package bench_test
 
 import (
-	"context"
 	"fmt"
 	"syscall"
 	"testing"
@@ -84,7 +83,7 @@ func newFlushed(t *testing.T) *flushed {
 	worker := plusonetest.Launch(t, build(t), append([]string{"flush"}, stores...)...)
 	worker.WaitReady()
 	return &flushed{
-		client: plusonetest.Dial(t, []*plusonetest.Instance{i}), worker: worker, redis: connectRedis(t, redis.URL()), conn: connect(t, postgres.URL),
+		client: plusonetest.Dial(t, []*plusonetest.Instance{i}), worker: worker, redis: connectRedis(t, redis.URL()), conn: pgtest.Connect(t, postgres.URL),
 		pids: [3]int{worker.Process.PID(), redis.PID(), postgres.PID()},
 	}
 }
@@ -140,16 +139,6 @@ func connectRedis(t *testing.T, url string) rueidis.Client {
 	}
 	t.Cleanup(client.Close)
 	return client
-}
-
-func connect(t *testing.T, url string) *pgx.Conn {
-	t.Helper()
-	conn, err := pgx.Connect(t.Context(), url)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = conn.Close(context.Background()) })
-	return conn
 }
 
 // upsert returns how many rows a second an upsert takes.

@@ -8,16 +8,6 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-func connect(t *testing.T, url string) *pgx.Conn {
-	t.Helper()
-	conn, err := pgx.Connect(t.Context(), url)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = conn.Close(context.Background()) })
-	return conn
-}
-
 func mustExec(t *testing.T, conn *pgx.Conn, statement string) {
 	t.Helper()
 	if _, err := conn.Exec(t.Context(), statement); err != nil {
@@ -29,7 +19,7 @@ func TestKillAndRestart(t *testing.T) {
 	t.Parallel()
 	s := Start(t)
 	url := s.URL
-	conn := connect(t, url)
+	conn := Connect(t, url)
 	mustExec(t, conn, "CREATE TABLE kept AS SELECT 1 AS n")
 	for range 2 {
 		s.Kill()
@@ -40,7 +30,7 @@ func TestKillAndRestart(t *testing.T) {
 			t.Errorf("a killed server accepts connections: %v", conn.Close(t.Context()))
 		}
 		s.Restart()
-		conn = connect(t, url)
+		conn = Connect(t, url)
 		mustExec(t, conn, "INSERT INTO kept VALUES (2)")
 	}
 	var n int
@@ -52,7 +42,7 @@ func TestKillAndRestart(t *testing.T) {
 func TestStopHangsServer(t *testing.T) {
 	t.Parallel()
 	s := Start(t)
-	idle, other := connect(t, s.URL), connect(t, s.URL)
+	idle, other := Connect(t, s.URL), Connect(t, s.URL)
 	s.Stop()
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
@@ -72,7 +62,7 @@ func TestNewDatabase(t *testing.T) {
 	for range 8 {
 		t.Run("", func(t *testing.T) {
 			t.Parallel()
-			conn := connect(t, NewDatabase(t))
+			conn := Connect(t, NewDatabase(t))
 			// Fails if the database is not a new one.
 			mustExec(t, conn, "CREATE TABLE t (n int)")
 			mustExec(t, conn, "INSERT INTO t VALUES (1)")
@@ -83,11 +73,11 @@ func TestNewDatabase(t *testing.T) {
 func TestDurability(t *testing.T) {
 	t.Parallel()
 	var own, common string
-	conn := connect(t, Start(t).URL)
+	conn := Connect(t, Start(t).URL)
 	if err := conn.QueryRow(t.Context(), "SHOW fsync").Scan(&own); err != nil {
 		t.Fatal(err)
 	}
-	conn = connect(t, NewDatabase(t))
+	conn = Connect(t, NewDatabase(t))
 	if err := conn.QueryRow(t.Context(), "SHOW fsync").Scan(&common); err != nil {
 		t.Fatal(err)
 	}

@@ -6,7 +6,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/redis/rueidis"
 
@@ -133,9 +132,7 @@ func (d *deployment) drain(t *testing.T) {
 
 // ledgerTotal is what the public view says.
 func (d *deployment) ledgerTotal(t *testing.T, key string) (total int64, rows int) {
-	conn, err := pgx.Connect(t.Context(), d.postgresURL)
-	must(t, err)
-	defer conn.Close(t.Context()) //nolint:errcheck // a test's connection
+	conn := pgtest.Connect(t, d.postgresURL)
 	must(t, conn.QueryRow(t.Context(), `SELECT count FROM counter_totals WHERE key = $1`, key).Scan(&total))
 	must(t, conn.QueryRow(t.Context(), `SELECT count(*) FROM counters WHERE key = $1`, key).Scan(&rows))
 	return total, rows
@@ -211,10 +208,8 @@ func TestSpreadKeyKeepsClaims(t *testing.T) {
 	const key = hotKey
 	now := time.Now()
 	marker := now.Add(-4 * time.Minute)
-	conn, err := pgx.Connect(t.Context(), d.postgresURL)
-	must(t, err)
-	defer conn.Close(t.Context()) //nolint:errcheck // a test's connection
-	_, err = conn.Exec(t.Context(), `INSERT INTO counters (key, shard, count, spread, updated_at) VALUES ($1, $2, 100, $3, now())`,
+	conn := pgtest.Connect(t, d.postgresURL)
+	_, err := conn.Exec(t.Context(), `INSERT INTO counters (key, shard, count, spread, updated_at) VALUES ($1, $2, 100, $3, now())`,
 		key, shard.Home(key, shards), marker.UnixMilli())
 	must(t, err)
 	knows := d.store(t)

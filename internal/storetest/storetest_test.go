@@ -6,8 +6,6 @@ import (
 	"path/filepath"
 	"testing"
 
-	"github.com/jackc/pgx/v5"
-
 	"github.com/plusone-dev/plusone/flush"
 	"github.com/plusone-dev/plusone/internal/counter"
 	"github.com/plusone-dev/plusone/internal/pgtest"
@@ -76,10 +74,8 @@ func openPostgres(t *testing.T, url string, settings flush.Settings) *flush.Post
 }
 
 func setTotal(t *testing.T, url, key string, shard int, total int64) {
-	conn, err := pgx.Connect(t.Context(), url)
-	must(t, err)
-	defer conn.Close(t.Context()) //nolint:errcheck // a test's connection
-	_, err = conn.Exec(t.Context(), `INSERT INTO counters (key, shard, count, updated_at) VALUES ($1, $2, $3, now())`, key, shard, total)
+	conn := pgtest.Connect(t, url)
+	_, err := conn.Exec(t.Context(), `INSERT INTO counters (key, shard, count, updated_at) VALUES ($1, $2, $3, now())`, key, shard, total)
 	must(t, err)
 }
 
