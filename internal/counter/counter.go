@@ -4,6 +4,7 @@ package counter
 
 import (
 	"math"
+	"strings"
 	"time"
 )
 
@@ -31,6 +32,16 @@ const MaxEarly = 30 * time.Second
 type Entry struct {
 	Key   string
 	Delta int64
+}
+
+// Namespace is the part of a key up to the first slash, which says what rules hold for it. It is empty if there is no
+// slash.
+func Namespace(key string) string {
+	namespace, _, found := strings.Cut(key, "/")
+	if !found {
+		return ""
+	}
+	return namespace
 }
 
 // Change is one caller's change: 1 to MaxEntries entries with distinct keys. A delta is 0 only where a batch
