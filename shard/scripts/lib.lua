@@ -45,17 +45,19 @@ local function current_window(prefix, open, sealed, fin, now, length)
   return math.max(now, last + 1, sealed + 1, fin + 1), true
 end
 
--- open_window adds a window to the list.
-local function open_window(meta_key, prefix, window)
-  local held = redis.call('RPUSH', prefix .. 'windows', integer(window))
-  redis.call('HSET', meta_key, 'open', integer(window), 'held', held)
-end
-
 -- make_table has a hash that holds something kept as a hash table, by a value that is too long for a listpack: in
 -- that, each command would search through all fields before its own.
 local function make_table(hash_key)
   redis.call('HSET', hash_key, '\4', string.rep(' ', 65))
   redis.call('HDEL', hash_key, '\4')
+end
+
+-- open_window adds a window to the list. Each write reads most fields of meta, which may have been loaded from a snapshot
+-- as a listpack since.
+local function open_window(meta_key, prefix, window)
+  local held = redis.call('RPUSH', prefix .. 'windows', integer(window))
+  redis.call('HSET', meta_key, 'open', integer(window), 'held', held)
+  make_table(meta_key)
 end
 
 -- next_window is a window after the given one, which is left as it is.

@@ -20,6 +20,7 @@ local CHANGED, UNCHANGED, UNKNOWN, OVERFLOWS = '1', '0', '?', 'o'
 local LIKE_COLUMNS = 4
 local BATCH_BUCKET, TIMED_BUCKET, MARGIN = 60000, 60000, 60000
 
+local call = redis.call
 local time = microseconds()
 local now = math.floor(time / 1000)
 local id, made, lifetime = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
@@ -30,9 +31,9 @@ local opaque_bucket = dedupe + early
 local batch_time = math.floor(made / BATCH_BUCKET)
 local batch_bucket = 'batch:' .. integer(batch_time)
 local batch_key = prefix_of(KEYS[1]) .. batch_bucket
-local earlier = redis.call('HGET', batch_key, id)
+local earlier = call('HGET', batch_key, id)
 if earlier then
-  if confirm then redis.call('HSET', batch_key, id, earlier) end
+  if confirm then call('HSET', batch_key, id, earlier) end
   return {APPLIED, time, {}, {}, {}, {}, earlier}
 end
 -- The claim of a batch is kept for as long as a copy of the batch can pass this check.
@@ -42,15 +43,22 @@ local known, moved, aged, overflowing = {}, {}, {}, {}
 local shards = {}
 local p = 8
 
+-- hmget looks up the fields at ARGV[first], ARGV[first + 2], … up to last. Its list is used again and again: one that grows
+-- from nothing costs as much as the command.
+local list = {}
+local function hmget(hash_key, first, last)
+  local n = 0
+  for i = first, last, 2 do
+    n = n + 1
+    list[n] = ARGV[i]
+  end
+  return call('HMGET', hash_key, unpack(list, 1, n)), n
+end
+
 -- look_up notes those of the fields at ARGV[first], ARGV[first + 2], … that the bucket holds.
 local function look_up(bucket_key, first, n, s, g)
   for from = 0, n - 1, CHUNK do
-    local fields, m = {}, 0
-    for i = first + 2 * from, first + 2 * math.min(n, from + CHUNK) - 2, 2 do
-      m = m + 1
-      fields[m] = ARGV[i]
-    end
-    local values = redis.call('HMGET', bucket_key, unpack(fields))
+    local values, m = hmget(bucket_key, first + 2 * from, first + 2 * math.min(n, from + CHUNK) - 2)
     for i = 1, m do
       if values[i] then
         local k = #known
@@ -62,10 +70,10 @@ end
 
 -- overflows reports whether base, pending deltas and the sum that is given together leave int64.
 local function overflows(prefix, gen, windows, key, high, low)
-  local base = redis.call('GET', prefix .. 'base:' .. gen .. ':' .. key)
+  local base = call('GET', prefix .. 'base:' .. gen .. ':' .. key)
   if base then high, low = add(high, low, split_base(base), 1) end
   for w = 1, #windows do
-    local pending = redis.call('HGET', prefix .. 'w:' .. windows[w], key)
+    local pending = call('HGET', prefix .. 'w:' .. windows[w], key)
     if pending then high, low = add(high, low, pending, 1) end
   end
   return edge(high, low) ~= nil
@@ -73,14 +81,14 @@ end
 
 -- overfills reports whether the sum would leave int64 with what the window holds of the key.
 local function overfills(prefix, window, key, high, low)
-  local pending = redis.call('HGET', prefix .. 'w:' .. integer(window), key)
+  local pending = call('HGET', prefix .. 'w:' .. integer(window), key)
   return pending and edge(add(high, low, pending, 1)) ~= nil
 end
 
 -- note_moved notes the keys, of which marker_of tells what marker the sender knows, that have another one.
 local function note_moved(prefix, s, keys, first, marker_of)
   for from = 1, #keys, CHUNK do
-    local values = redis.call('HMGET', prefix .. 'spread', unpack(keys, from, math.min(#keys, from + CHUNK - 1)))
+    local values = call('HMGET', prefix .. 'spread', unpack(keys, from, math.min(#keys, from + CHUNK - 1)))
     for i = 1, #values do
       local position = from + i - 2
       if (values[i] or '0') ~= marker_of(position) then
@@ -101,25 +109,22 @@ end
 
 for s = 1, #KEYS do
   local prefix = prefix_of(KEYS[s])
-  local meta = redis.call('HMGET', KEYS[s], 'sealed', 'fin', 'lost', 'big', 'hot', 'gen', 'likes', 'open', 'held',
-    'timed', 'batch')
-  local lost = tonumber(meta[3] or 0)
+  local meta = call('HMGET', KEYS[s], 'sealed', 'fin', 'lost', 'big', 'hot', 'open', 'held', 'timed')
+  local lost, fin = tonumber(meta[3] or 0), tonumber(meta[2] or 0)
   if made <= lost then return {LATE, time, {}, {}, {}, {}, ''} end
-  local window, add_window = current_window(prefix, meta[8], tonumber(meta[1] or 0), tonumber(meta[2] or 0), now, length)
-  local shard = {
-    prefix = prefix, big = meta[4], groups = {}, fin = tonumber(meta[2] or 0), lost = meta[3] or '0', gen = meta[6] or '0',
-    liked_before = meta[7], timed = meta[10], batch = meta[11],
-  }
-  shards[s] = shard
-
-  local careful = ARGV[p] == '1' or meta[4] or tonumber(meta[9] or 0) > BIG_WINDOWS
+  local window, add_window = current_window(prefix, meta[6], tonumber(meta[1] or 0), fin, now, length)
+  local careful = ARGV[p] == '1' or meta[4] or tonumber(meta[7] or 0) > BIG_WINDOWS
   local entries = tonumber(ARGV[p + 1])
   local first = p + 2
-  shard.first, shard.last = first, first + 2 * entries - 2
-  shard.careful = careful
+  -- With all its fields from the start, as a table that grows costs more than what it holds.
+  local shard = {
+    prefix = prefix, big = meta[4], fin = fin, lost = meta[3] or '0', open = meta[6], timed = meta[8], careful = careful,
+    first = first, last = first + 2 * entries - 2, groups = {}, window = 0, add_window = false, likes = 0, first_like = 0,
+  }
+  shards[s] = shard
   if careful then
-    local windows, full = redis.call('LRANGE', prefix .. 'windows', 0, -1), false
-    shard.windows = windows
+    local windows, full = call('LRANGE', prefix .. 'windows', 0, -1), false
+    shard.windows, shard.gen = windows, call('HGET', KEYS[s], 'gen') or '0'
     for i = first, shard.last, 2 do
       local high, low = add(0, 0, ARGV[i + 1], 1)
       if overflows(prefix, shard.gen, windows, ARGV[i], high, low) then
@@ -191,7 +196,7 @@ end
 
 if #known + #moved + #aged + #overflowing > 0 then
   -- A claim that another copy of a request left must have reached the replicas before it is answered.
-  if confirm then redis.call('HSET', KEYS[1], 'confirmed', integer(now)) end
+  if confirm then call('HSET', KEYS[1], 'confirmed', integer(now)) end
   return {REFUSED, time, known, moved, aged, overflowing, ''}
 end
 
@@ -348,54 +353,32 @@ local function set_likes(shard, meta_key, window_key)
   if #records == 0 then return false end
   for from = 1, #records, 2 * CHUNK do
     local to = math.min(#records, from + 2 * CHUNK - 1)
-    redis.call('HSET', window_key, unpack(records, from, to))
-    redis.call('HSET', shard.buckets[1], unpack(records, from, to))
+    call('HSET', window_key, unpack(records, from, to))
+    call('HSET', shard.buckets[1], unpack(records, from, to))
   end
   for b = 2, #shard.buckets do
     local fields = gone[shard.buckets[b]] or {}
     for from = 1, #fields, CHUNK do
-      redis.call('HDEL', shard.buckets[b], unpack(fields, from, math.min(#fields, from + CHUNK - 1)))
+      call('HDEL', shard.buckets[b], unpack(fields, from, math.min(#fields, from + CHUNK - 1)))
     end
   end
-  redis.call('PEXPIRE', shard.buckets[1], integer(shard.forget + MEMBERSHIP_MARGIN - now))
-  redis.call('ZADD', shard.prefix .. 'claims', integer(shard.forget), string.sub(shard.buckets[1], #shard.prefix + 1))
+  call('PEXPIRE', shard.buckets[1], integer(shard.forget + MEMBERSHIP_MARGIN - now))
+  call('ZADD', shard.prefix .. 'claims', integer(shard.forget), string.sub(shard.buckets[1], #shard.prefix + 1))
   for _, key in ipairs(shard.keys) do
-    if is_big(redis.call('HINCRBY', window_key, key, shard.sums[key])) then big = true end
-    redis.call('HINCRBY', window_key, LIKE_SUM .. key, shard.sums[key])
+    if is_big(call('HINCRBY', window_key, key, shard.sums[key])) then big = true end
+    call('HINCRBY', window_key, LIKE_SUM .. key, shard.sums[key])
   end
-  if not shard.liked_before then redis.call('HSET', meta_key, 'likes', '1') end
+  call('HSETNX', meta_key, 'likes', '1')
   return big
 end
 
--- add_deltas adds the deltas of a shard's entries to its window. It reports whether a pending delta has become big. Where
--- none was, they are added up here, since one command for all costs far less than one for each.
+-- add_deltas adds the deltas of a shard's entries to its window. It reports whether a pending delta has become big. In a
+-- hash table one HINCRBY for each costs less than to read, add up and write them all here.
 local function add_deltas(shard, window_key)
-  local big, first, last = false, shard.first, shard.last
-  if shard.careful or first == last then
-    for i = first, last, 2 do
-      if is_big(redis.call('HINCRBY', window_key, ARGV[i], ARGV[i + 1])) then big = true end
-    end
-    return big
-  end
-  for from = first, last, 2 * CHUNK do
-    local to = math.min(last, from + 2 * CHUNK - 2)
-    local keys, sums, n, m = {}, {}, 0, 0
-    for i = from, to, 2 do
-      n = n + 1
-      keys[n] = ARGV[i]
-    end
-    local pending = redis.call('HMGET', window_key, unpack(keys))
-    for k = 1, n do
-      local sum = (pending[k] or 0) + ARGV[from + 2 * k - 1]
-      if is_big(sum) then -- beyond what Lua can add
-        big = true
-        redis.call('HINCRBY', window_key, keys[k], ARGV[from + 2 * k - 1])
-      else
-        sums[m + 1], sums[m + 2] = keys[k], sum
-        m = m + 2
-      end
-    end
-    if m > 0 then redis.call('HSET', window_key, unpack(sums)) end
+  local big = false
+  for i = shard.first, shard.last, 2 do
+    local sum = call('HINCRBY', window_key, ARGV[i], ARGV[i + 1])
+    if sum >= BIG or sum <= -BIG then big = true end
   end
   return big
 end
@@ -412,34 +395,34 @@ local function claim(shard, meta_key, group)
     if last == 0 then return end
   end
   for from = first, last, 2 * CHUNK do
-    redis.call('HSET', shard.prefix .. group.name, unpack(args, from, math.min(last, from + 2 * CHUNK - 1)))
+    call('HSET', shard.prefix .. group.name, unpack(args, from, math.min(last, from + 2 * CHUNK - 1)))
   end
   if shard.timed == group.name then return end
-  redis.call('ZADD', shard.prefix .. 'claims', integer(group.expires), group.name)
+  call('ZADD', shard.prefix .. 'claims', integer(group.expires), group.name)
   if group.timed then
     shard.timed = group.name
     make_table(shard.prefix .. group.name)
-    redis.call('HSET', meta_key, 'timed', group.name)
+    call('HSET', meta_key, 'timed', group.name)
   end
 end
 
 -- Decided: from here on there are only writes, none of which can fail.
 local batch_expires = (batch_time + 1) * BATCH_BUCKET + lifetime + MARGIN
-redis.call('HSET', batch_key, id, likes)
-if shards[1].batch ~= batch_bucket then
-  redis.call('ZADD', shards[1].prefix .. 'claims', integer(batch_expires), batch_bucket)
-  redis.call('HSET', KEYS[1], 'batch', batch_bucket)
+call('HSET', batch_key, id, likes)
+if call('HGET', KEYS[1], 'batch') ~= batch_bucket then
+  call('ZADD', shards[1].prefix .. 'claims', integer(batch_expires), batch_bucket)
+  call('HSET', KEYS[1], 'batch', batch_bucket)
 end
 for s = 1, #KEYS do
   local shard = shards[s]
   local prefix = shard.prefix
-  local window_key = prefix .. 'w:' .. integer(shard.window)
+  local window_key = prefix .. 'w:' .. (not shard.add_window and shard.open or integer(shard.window))
   local used = shard.last >= shard.first or (shard.likes > 0 and next(shard.records) ~= nil)
   if shard.add_window and used then open_window(KEYS[s], prefix, shard.window) end
   local big = add_deltas(shard, window_key)
   if shard.likes > 0 and set_likes(shard, KEYS[s], window_key) then big = true end
   if shard.add_window and used then make_table(window_key) end
-  if big and not shard.big then redis.call('HSET', KEYS[s], 'big', '1') end
+  if big and not shard.big then call('HSET', KEYS[s], 'big', '1') end
   for g = 1, #shard.groups do claim(shard, KEYS[s], shard.groups[g]) end
 end
 return {APPLIED, time, {}, {}, {}, {}, likes}
