@@ -19,7 +19,7 @@ var ErrFull = errors.New("plusone: coalescer is full")
 
 const (
 	// stripeCount is the number of locks among which keys are spread, so that adders seldom meet at one.
-	stripeCount = 16
+	stripeCount = 64
 	// batchEntries is the size of a batch. The costs of a call are nothing to those of its entries by then.
 	batchEntries = 1000
 	// batchesInFlight keep a server busy while the next batches are made, and few enough that a slow server is
@@ -70,7 +70,10 @@ type stripe struct {
 	closed bool
 	index  map[string]int // of sums
 	sums   []sum
-	_      [64]byte // keeps locks of two stripes out of one cache line
+	// done is closed when the round is settled. It is nil until somebody waits for it. A channel for each stripe, since
+	// thousands who wait at one channel wait for its lock as well.
+	done chan struct{}
+	_    [64]byte // keeps locks of two stripes out of one cache line
 }
 
 // sum is what is pending of a key.
@@ -107,7 +110,7 @@ func (c *Client) NewCoalescer(opts ...CoalescerOption) (*Coalescer, error) {
 // If too many keys are pending it waits until there is room or ctx is done, or drops the increment and returns ErrFull
 // ([DropWhenFull]). Errors: ErrFull, ErrInvalid, ErrClosed, and those of ctx: nothing will be counted.
 func (o *Coalescer) Add(ctx context.Context, key string, delta int64) error {
-	_, err := o.add(ctx, key, delta)
+	_, _, err := o.add(ctx, key, delta, false)
 	return err
 }
 
@@ -116,7 +119,7 @@ func (o *Coalescer) Add(ctx context.Context, key string, delta int64) error {
 // [Client.BatchIncrement]. If ctx is done while the increment is on its way it is ErrInDoubt, and most likely counted
 // soon.
 func (o *Coalescer) AddAndWait(ctx context.Context, key string, delta int64) error {
-	r, err := o.add(ctx, key, delta)
+	r, done, err := o.add(ctx, key, delta, true)
 	if err != nil {
 		return err
 	}
@@ -124,11 +127,11 @@ func (o *Coalescer) AddAndWait(ctx context.Context, key string, delta int64) err
 		signal(o.soon)
 	}
 	if ctx.Done() == nil { // a plain wait costs half of what the choice does
-		<-r.done
+		<-done
 		return r.failed[key]
 	}
 	select {
-	case <-r.done:
+	case <-done:
 		return r.failed[key]
 	case <-ctx.Done():
 		e := newError(methodBatch, "", status.FromContextError(ctx.Err()).Err())
@@ -207,66 +210,68 @@ func (o *Coalescer) Stats() CoalescerStats {
 	}
 }
 
-// add returns the round in which the increment will be counted.
-func (o *Coalescer) add(ctx context.Context, key string, delta int64) (*round, error) {
+// add returns the round in which the increment will be counted and, for those who wait, what is closed when it is settled.
+func (o *Coalescer) add(ctx context.Context, key string, delta int64, wait bool) (*round, <-chan struct{}, error) {
 	if !utf8.ValidString(key) {
-		return nil, refuse(methodBatch, "", "key", notUTF8)
+		return nil, nil, refuse(methodBatch, "", "key", notUTF8)
 	}
 	if delta == 0 || delta > o.cfg.maxDelta || delta < -o.cfg.maxDelta {
-		return nil, refuse(methodBatch, "", "delta", "must not be 0, nor beyond the largest delta")
+		return nil, nil, refuse(methodBatch, "", "delta", "must not be 0, nor beyond the largest delta")
 	}
 	s := &o.stripes[maphash.String(o.seed, key)%stripeCount]
-	if r, err := o.tryAdd(s, key, delta); !errors.Is(err, ErrFull) {
-		return r, err
+	if r, done, err := o.tryAdd(s, key, delta, wait); !errors.Is(err, ErrFull) {
+		return r, done, err
 	}
 	for {
 		o.mu.Lock()
 		room := o.room
 		o.mu.Unlock()
 		// Once more, since there may have been room before.
-		r, err := o.tryAdd(s, key, delta)
+		r, done, err := o.tryAdd(s, key, delta, wait)
 		switch {
 		case !errors.Is(err, ErrFull):
-			return r, err
+			return r, done, err
 		case o.cfg.drop:
 			o.dropped.Add(1)
-			return nil, err
+			return nil, nil, err
 		}
 		select {
 		case <-room:
 		case <-ctx.Done():
-			return nil, ctx.Err()
+			return nil, nil, ctx.Err()
 		}
 	}
 }
 
 // tryAdd returns ErrFull if the increment does not fit.
-func (o *Coalescer) tryAdd(s *stripe, key string, delta int64) (*round, error) {
+func (o *Coalescer) tryAdd(s *stripe, key string, delta int64, wait bool) (*round, <-chan struct{}, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
-		return nil, ErrClosed
+		return nil, nil, ErrClosed
 	}
-	i, ok := s.index[key]
-	if ok {
+	if i, ok := s.index[key]; ok {
 		p := &s.sums[i]
 		if total := p.delta + delta; total > sumLimit*o.cfg.maxDelta || total < -sumLimit*o.cfg.maxDelta {
-			return nil, ErrFull
+			return nil, nil, ErrFull
 		}
 		p.delta += delta
 		p.adds++
-		return s.round, nil
+	} else {
+		if o.keys.Add(1) > o.cfg.maxKeys {
+			o.keys.Add(-1)
+			return nil, nil, ErrFull
+		}
+		if len(s.sums) == 0 {
+			signal(o.wake)
+		}
+		s.index[key] = len(s.sums)
+		s.sums = append(s.sums, sum{key: key, delta: delta, adds: 1})
 	}
-	if o.keys.Add(1) > o.cfg.maxKeys {
-		o.keys.Add(-1)
-		return nil, ErrFull
+	if wait && s.done == nil {
+		s.done = make(chan struct{})
 	}
-	if len(s.sums) == 0 {
-		signal(o.wake)
-	}
-	s.index[key] = len(s.sums)
-	s.sums = append(s.sums, sum{key: key, delta: delta, adds: 1})
-	return s.round, nil
+	return s.round, s.done, nil
 }
 
 // signal tells without waiting.
@@ -295,7 +300,7 @@ func (o *Coalescer) loop(open *round) {
 		}
 		r := open
 		open = o.newRound()
-		o.dispatch(r, o.take(open), slots, &sending)
+		o.dispatch(r, o.take(r, open), slots, &sending)
 	}
 	o.settle(open) // which nobody can add to
 }
@@ -321,7 +326,7 @@ func (o *Coalescer) pause() bool {
 }
 
 // take gives all stripes the next round, and returns what was in the last.
-func (o *Coalescer) take(next *round) []sum {
+func (o *Coalescer) take(last, next *round) []sum {
 	var all []sum
 	for i := range o.stripes {
 		s := &o.stripes[i]
@@ -330,6 +335,10 @@ func (o *Coalescer) take(next *round) []sum {
 		clear(s.sums)
 		clear(s.index)
 		s.sums, s.round = s.sums[:0], next
+		if s.done != nil {
+			last.stripes = append(last.stripes, s.done)
+			s.done = nil
+		}
 		s.mu.Unlock()
 	}
 	return all

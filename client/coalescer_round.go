@@ -12,6 +12,8 @@ import (
 type round struct {
 	// done is closed when all of it is settled. The fields below are complete then.
 	done chan struct{}
+	// stripes are those of the stripes for which somebody waits.
+	stripes []chan struct{}
 	// awaited: a caller waits for it.
 	awaited atomic.Bool
 
@@ -32,6 +34,9 @@ func (o *Coalescer) newRound() *round {
 // settle ends a round.
 func (o *Coalescer) settle(r *round) {
 	close(r.done)
+	for _, done := range r.stripes {
+		close(done)
+	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	delete(o.rounds, r)
