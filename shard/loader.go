@@ -26,6 +26,8 @@ const (
 	// keepFinished is how long a finished load is remembered. A reader that was told before it finished that
 	// the base is missing need not load it again; no read takes longer to come back.
 	keepFinished = 2 * readAttempts * readAttempt
+	// maxFinished bounds their memory. Beyond it a base may be loaded once more than needed.
+	maxFinished = maxQueuedLoads
 )
 
 // loader caches missing bases (rule 8). Loads that arrive while one is under way share the next query to the
@@ -107,17 +109,17 @@ func (l *loader) settle(loads []*baseLoad, err error) {
 			delete(l.loads, load.ref)
 		}
 	}
+	if err == nil {
+		l.finished = append(l.finished, loads...)
+	}
 	old := 0
-	for old < len(l.finished) && now.Sub(l.finished[old].at) > keepFinished {
+	for len(l.finished)-old > maxFinished || old < len(l.finished) && now.Sub(l.finished[old].at) > keepFinished {
 		if load := l.finished[old]; l.loads[load.ref] == load {
 			delete(l.loads, load.ref)
 		}
 		old++
 	}
 	l.finished = slices.Delete(l.finished, 0, old)
-	if err == nil {
-		l.finished = append(l.finished, loads...)
-	}
 }
 
 var errMoving = errors.New("windows were moved while the ledger was read, again and again")
