@@ -32,8 +32,8 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 	return m
 }
 
-// opened shows a file that was loaded for the first time.
-func (m *Metrics) opened(name string) {
+// Opened shows a file that was loaded for the first time. What is no file, such as an answer over HTTP, may be shown likewise.
+func (m *Metrics) Opened(name string) {
 	if m == nil {
 		return
 	}
@@ -51,7 +51,8 @@ func (m *Metrics) settled(name string) {
 	}
 }
 
-func (m *Metrics) succeeded(name string) {
+// Succeeded counts a change that came into force.
+func (m *Metrics) Succeeded(name string) {
 	if m == nil {
 		return
 	}
@@ -60,7 +61,8 @@ func (m *Metrics) succeeded(name string) {
 	m.reloads.WithLabelValues(name, resultOK).Inc()
 }
 
-func (m *Metrics) failed(name string) {
+// Failed counts a change that cannot be used.
+func (m *Metrics) Failed(name string) {
 	if m == nil {
 		return
 	}

@@ -98,7 +98,7 @@ func open[T any](o Options, paths []string, load func([][]byte) (T, error)) (*Fi
 	if err != nil {
 		return nil, fmt.Errorf("%s file: %w", o.Name, err)
 	}
-	o.Metrics.opened(o.Name)
+	o.Metrics.Opened(o.Name)
 	var ctx context.Context
 	ctx, f.cancel = context.WithCancel(context.Background())
 	go f.follow(ctx)
@@ -164,11 +164,11 @@ func (f *File[T]) look(ctx context.Context, settling time.Duration) error {
 	}
 	f.seen, f.err = found, err
 	if err != nil {
-		f.options.Metrics.failed(f.options.Name)
+		f.options.Metrics.Failed(f.options.Name)
 		f.options.Logger.Error("the file cannot be used, what was loaded before stays in force", "error", err)
 		return err
 	}
-	f.options.Metrics.succeeded(f.options.Name)
+	f.options.Metrics.Succeeded(f.options.Name)
 	f.options.Logger.Info("the file was loaded")
 	if f.options.OnChange != nil {
 		f.options.OnChange()

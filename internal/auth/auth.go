@@ -1,0 +1,146 @@
+// Package auth tells who calls: by a token that a file lists, by a JWT, or by the certificate of the connection.
+package auth
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/x509"
+	"errors"
+	"log/slog"
+	"strings"
+	"time"
+
+	"github.com/plusone-dev/plusone/internal/identity"
+	"github.com/plusone-dev/plusone/internal/reload"
+)
+
+// maxTokenBytes is ample for a JWT, and keeps what a wrong one can cost small.
+const maxTokenBytes = 8 << 10
+
+// Config says by what callers are told. At least one of TokensFile, JWT and AnyCertificate is needed.
+type Config struct {
+	// TokensFile lists callers; it is followed. Empty for none.
+	TokensFile string
+	// JWT says which JWTs are taken. The zero value is none.
+	JWT JWTConfig
+	// AnyCertificate lets whoever has a verified certificate do everything.
+	AnyCertificate bool
+	// Logger takes what becomes of changed files and keys.
+	Logger *slog.Logger
+	// Metrics, if not nil, count those changes.
+	Metrics *reload.Metrics
+}
+
+// digest is the SHA-256 of a token. Tokens are looked up by it, so that the time of a look-up tells nothing of them.
+type digest = [sha256.Size]byte
+
+// Authenticator tells who calls. Its methods may be called concurrently.
+type Authenticator struct {
+	callers        *reload.File[*callers] // nil if there is no file
+	jwt            *verifier              // nil if none are taken
+	anyCertificate bool
+}
+
+// Open loads the files and keys, and follows them until Close. It fails if one of them cannot be used.
+func Open(ctx context.Context, c Config) (*Authenticator, error) {
+	if c.TokensFile == "" && !c.JWT.enabled() && !c.AnyCertificate {
+		return nil, errors.New("there is nothing by which callers could be told")
+	}
+	a := &Authenticator{anyCertificate: c.AnyCertificate}
+	var err error
+	if c.TokensFile != "" {
+		a.callers, err = reload.Open(reload.Options{
+			Name: "tokens", Path: c.TokensFile, MaxBytes: maxCallersBytes, Logger: c.Logger, Metrics: c.Metrics,
+		}, parseCallers)
+	}
+	if err == nil && c.JWT.enabled() {
+		a.jwt, err = openVerifier(ctx, c.JWT, c.Logger, c.Metrics)
+	}
+	if err != nil {
+		a.Close()
+		return nil, err
+	}
+	return a, nil
+}
+
+// Close ends the following of files and keys.
+func (a *Authenticator) Close() {
+	if a.callers != nil {
+		a.callers.Close()
+	}
+	if a.jwt != nil {
+		a.jwt.close()
+	}
+}
+
+// Authenticate returns who makes a call, by the values of its authorization header, else by the certificate of its
+// connection, which has been verified and may be nil. An error is an identity.Refusal. It may wait for new keys, as long
+// as ctx lasts and not beyond a few seconds.
+func (a *Authenticator) Authenticate(ctx context.Context, authorization []string, certificate *x509.Certificate,
+) (*identity.Identity, error) {
+	switch {
+	case len(authorization) == 1:
+		return a.byToken(ctx, authorization[0])
+	case len(authorization) > 1:
+		return nil, identity.Malformed
+	case certificate != nil:
+		return a.byCertificate(certificate, time.Now())
+	default:
+		return nil, identity.NoCredentials
+	}
+}
+
+func (a *Authenticator) byToken(ctx context.Context, authorization string) (*identity.Identity, error) {
+	const scheme = "Bearer "
+	if len(authorization) <= len(scheme) || len(authorization) > len(scheme)+maxTokenBytes ||
+		!strings.EqualFold(authorization[:len(scheme)], scheme) {
+		return nil, identity.Malformed
+	}
+	token := authorization[len(scheme):]
+	sum := sha256.Sum256([]byte(token))
+	if a.callers != nil {
+		if c, ok := a.callers.Get().byToken[sum]; ok {
+			return c.now(time.Now())
+		}
+	}
+	if a.jwt != nil && strings.Count(token, ".") == 2 {
+		return a.jwt.verify(ctx, token, sum)
+	}
+	return nil, identity.UnknownToken
+}
+
+// maxCertificateNames bounds the names of a certificate that are looked up in each call.
+const maxCertificateNames = 100
+
+// byCertificate looks for the URIs, then the DNS names, then the common name of a certificate.
+func (a *Authenticator) byCertificate(certificate *x509.Certificate, now time.Time) (*identity.Identity, error) {
+	if now.After(certificate.NotAfter) { // the connection was made before
+		return nil, identity.Expired
+	}
+	if a.callers != nil {
+		known := a.callers.Get().byCertificate
+		for _, name := range certificateNames(certificate) {
+			if c, ok := known[name]; ok {
+				return c.now(now)
+			}
+		}
+	}
+	if !a.anyCertificate {
+		return nil, identity.UnknownCertificate
+	}
+	return &identity.Identity{
+		Name: certificatePrefix + certificate.Subject.CommonName, Scopes: allScopes, Namespaces: []string{"*"},
+	}, nil
+}
+
+func certificateNames(c *x509.Certificate) []string {
+	names := make([]string, 0, len(c.URIs)+len(c.DNSNames)+1)
+	for _, uri := range c.URIs {
+		names = append(names, uri.String())
+	}
+	names = append(names, c.DNSNames...)
+	if len(names) >= maxCertificateNames {
+		names = names[:maxCertificateNames-1]
+	}
+	return append(names, c.Subject.CommonName)
+}
