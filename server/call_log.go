@@ -23,6 +23,8 @@ type callLog struct {
 	metrics *metrics
 
 	errors, warnings, infos lineLimit
+	// refusals are apart from infos, as anybody can cause them.
+	refusals lineLimit
 }
 
 // callFailed logs a failed call. The request is nil if it came as a stream.
@@ -47,6 +49,8 @@ func (l *callLog) callFailed(ctx context.Context, method string, req any, took t
 		l.write(ctx, slog.LevelError, &l.errors, "call failed", attrs)
 	case codes.Unavailable, codes.ResourceExhausted, codes.DeadlineExceeded:
 		l.write(ctx, slog.LevelWarn, &l.warnings, "call failed", attrs)
+	case codes.Unauthenticated, codes.PermissionDenied:
+		l.write(ctx, slog.LevelInfo, &l.refusals, "call refused", attrs)
 	default:
 		l.write(ctx, slog.LevelInfo, &l.infos, "call failed", attrs)
 	}

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"sync/atomic"
 	"time"
 
@@ -36,6 +37,7 @@ type calls struct {
 type methodCalls struct {
 	labels  []string // type, service, method
 	streams bool
+	rule    *rule // who may call it; nil is nobody. Of no effect where everyone may call
 
 	started        atomic.Uint64
 	handled        [numCodes]atomic.Uint64
@@ -147,10 +149,19 @@ func (c *calls) Collect(metrics chan<- prometheus.Metric) {
 	}
 }
 
-// countedStream counts the messages of a stream.
+// countedStream counts the messages of a stream, and checks them if its caller may not do everything.
 type countedStream struct {
 	grpc.ServerStream
 	method *methodCalls
+	ctx    context.Context     // nil is that of the stream
+	check  func(req any) error // nil lets all messages pass
+}
+
+func (s countedStream) Context() context.Context {
+	if s.ctx != nil {
+		return s.ctx
+	}
+	return s.ServerStream.Context()
 }
 
 func (s countedStream) SendMsg(m any) error {
@@ -163,8 +174,12 @@ func (s countedStream) SendMsg(m any) error {
 
 func (s countedStream) RecvMsg(m any) error {
 	err := s.ServerStream.RecvMsg(m)
-	if err == nil {
-		s.method.received.Add(1)
+	if err != nil {
+		return err
 	}
-	return err
+	s.method.received.Add(1)
+	if s.check != nil {
+		return s.check(m)
+	}
+	return nil
 }

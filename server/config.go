@@ -3,6 +3,7 @@ package server
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"fmt"
 	"log/slog"
 	"time"
@@ -34,6 +35,15 @@ type Config struct {
 	Healthy func(ctx context.Context) error
 	// Mode is shown by /healthz: how the server counts. The default shows none.
 	Mode string
+
+	// TLS secures gRPC connections. The default is plain text.
+	TLS *tls.Config
+	// Authenticator tells who calls, and so what a call may do. The default lets everyone do everything.
+	Authenticator Authenticator
+	// PrivateHealth asks for an identity for health checks over gRPC too. /healthz is open in any case.
+	PrivateHealth bool
+	// NoReflection leaves out the service that tells what methods there are.
+	NoReflection bool
 
 	// MaxDelta is the largest |delta| of an increment or batch entry.
 	MaxDelta int64

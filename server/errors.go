@@ -31,6 +31,10 @@ const (
 	reasonStoreUnavailable = "STORE_UNAVAILABLE"
 	reasonOutcomeUnknown   = "OUTCOME_UNKNOWN"
 	reasonStopping         = "STOPPING"
+	reasonUnauthenticated  = "UNAUTHENTICATED"
+	reasonMissingScope     = "MISSING_SCOPE"
+	reasonNamespaceDenied  = "NAMESPACE_DENIED"
+	reasonActorDenied      = "ACTOR_DENIED"
 	reasonInternal         = "INTERNAL"
 	reasonCancelled        = "CANCELLED"
 	reasonDeadlineExceeded = "DEADLINE_EXCEEDED"
@@ -77,8 +81,15 @@ var (
 		retryInfo(retryOutcomeUnknownAfter))
 	statusCancelled = newStatus(codes.Canceled, reasonCancelled, "the caller cancelled the call")
 	statusDeadline  = newStatus(codes.DeadlineExceeded, reasonDeadlineExceeded, "the caller's deadline has passed")
-	statusInternal  = newStatus(codes.Internal, reasonInternal, "internal error")
-	statusAhead     = newStatus(codes.InvalidArgument, reasonMinAsOfAhead,
+	// Whatever is wrong with credentials, the answer is the same.
+	statusUnauthenticated = newStatus(codes.Unauthenticated, reasonUnauthenticated, "the call has no valid credentials")
+	statusMissingScope    = newStatus(codes.PermissionDenied, reasonMissingScope,
+		"the caller's credentials lack the scope that this method needs")
+	statusNamespaceDenied = newStatus(codes.PermissionDenied, reasonNamespaceDenied,
+		"the caller may not touch all namespaces that the request is about")
+	statusActorDenied = newStatus(codes.PermissionDenied, reasonActorDenied, "the caller may not act for this actor")
+	statusInternal    = newStatus(codes.Internal, reasonInternal, "internal error")
+	statusAhead       = newStatus(codes.InvalidArgument, reasonMinAsOfAhead,
 		"min_as_of: is more than 10 s ahead of the store's clock",
 		badRequest("min_as_of", "is more than 10 s ahead of the store's clock"))
 )

@@ -14,13 +14,15 @@ import (
 
 	plusonev1 "github.com/plusone-dev/plusone/api/plusone/v1"
 	"github.com/plusone-dev/plusone/internal/counter"
+	"github.com/plusone-dev/plusone/internal/identity"
 )
 
-// interceptor wraps every call: it is counted, admitted, its failure logged, and a panic made an error, from the
-// outside in. It is one interceptor, because each one of a chain costs a closure and a piece of stack in each call. Calls
+// interceptor wraps every call: it is counted, its caller told and let in, admitted, its failure logged, and a panic made
+// an error, from the outside in. It is one interceptor, because each one of a chain costs a closure and a piece of stack in each call. Calls
 // that are shed are counted but not logged, as logging them would add to the load.
 type interceptor struct {
 	calls     *calls
+	access    *access // nil lets everyone do everything
 	admission *admission
 	log       *callLog
 	// ending ends streams when it is closed: health watches and reflection last for as long as their clients like, and
@@ -31,12 +33,12 @@ type interceptor struct {
 	recoverStream grpc.StreamServerInterceptor
 }
 
-func newInterceptor(m *metrics, in *admission, log *callLog, ending <-chan struct{}) *interceptor {
+func newInterceptor(m *metrics, who *access, in *admission, log *callLog, ending <-chan struct{}) *interceptor {
 	fromPanic := recovery.WithRecoveryHandler(func(p any) error {
 		return &rpcError{status: statusInternal, cause: fmt.Errorf("panic: %v\n%s", p, debug.Stack())}
 	})
 	return &interceptor{
-		calls: m.calls, admission: in, log: log, ending: ending,
+		calls: m.calls, access: who, admission: in, log: log, ending: ending,
 		recoverUnary: recovery.UnaryServerInterceptor(fromPanic), recoverStream: recovery.StreamServerInterceptor(fromPanic),
 	}
 }
@@ -50,6 +52,18 @@ func (i *interceptor) unary(ctx context.Context, req any, info *grpc.UnaryServer
 	method := i.calls.methods[info.FullMethod]
 	method.started.Add(1)
 	began := time.Now()
+	if i.access != nil {
+		who, err := i.access.admit(ctx, method.rule)
+		if err == nil && who != nil && method.rule.requests {
+			err = i.access.check(who, req)
+		}
+		if err != nil {
+			return nil, i.refused(ctx, info.FullMethod, method, began, err)
+		}
+		if who != nil {
+			ctx = identity.NewContext(ctx, who)
+		}
+	}
 	items, limited := itemsOf(req)
 	if limited {
 		if err := i.admission.enter(int64(items)); err != nil {
@@ -69,13 +83,34 @@ func (i *interceptor) unary(ctx context.Context, req any, info *grpc.UnaryServer
 	return resp, err
 }
 
+// refused counts and logs a call that was not let in.
+func (i *interceptor) refused(ctx context.Context, name string, method *methodCalls, began time.Time, err error) error {
+	took := time.Since(began)
+	method.end(err, took)
+	i.log.callFailed(ctx, name, nil, took, err)
+	return err
+}
+
 func (i *interceptor) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 	method := i.calls.methods[info.FullMethod]
 	method.started.Add(1)
 	began := time.Now()
+	counted := countedStream{ServerStream: stream, method: method}
+	if i.access != nil {
+		who, err := i.access.admit(stream.Context(), method.rule)
+		if err != nil {
+			return i.refused(stream.Context(), info.FullMethod, method, began, err)
+		}
+		if who != nil {
+			counted.ctx = identity.NewContext(stream.Context(), who)
+			if method.rule.requests {
+				counted.check = func(req any) error { return i.access.check(who, req) }
+			}
+		}
+	}
 	handled := make(chan error, 1)
 	go func() {
-		err := i.recoverStream(srv, countedStream{stream, method}, info, handler)
+		err := i.recoverStream(srv, counted, info, handler)
 		if err != nil && status.Code(err) != codes.Canceled { // which is how a health watch ends
 			i.log.callFailed(stream.Context(), info.FullMethod, nil, time.Since(began), err)
 		}

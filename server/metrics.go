@@ -4,6 +4,8 @@ import (
 	"errors"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/plusone-dev/plusone/internal/identity"
 )
 
 // latencyBuckets are for calls that take from a cache hit to the request timeout, in seconds.
@@ -21,6 +23,7 @@ type metrics struct {
 
 	loadSeconds    prometheus.Histogram
 	shed, invalid  *prometheus.CounterVec
+	refused        *prometheus.CounterVec // by who calls
 	logsSuppressed prometheus.Counter
 }
 
@@ -28,7 +31,7 @@ func newMetrics() *metrics {
 	counter := func(name, help string) prometheus.Counter {
 		return prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
 	}
-	return &metrics{
+	m := &metrics{
 		calls:      newCalls(),
 		hits:       counter("plusone_cache_hits_total", "Keys that were read from the cache."),
 		misses:     counter("plusone_cache_misses_total", "Keys that were read and not fresh enough in the cache."),
@@ -45,8 +48,18 @@ func newMetrics() *metrics {
 		invalid: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "plusone_server_invalid_total", Help: "Requests that break the contract, by the first field that does.",
 		}, []string{"field"}),
+		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "plusone_auth_refused_total", Help: "Calls refused because of who makes them, by reason.",
+		}, []string{"reason"}),
 		logsSuppressed: counter("plusone_server_logs_suppressed_total", "Log lines of failed calls left out to bound the log."),
 	}
+	for _, refusal := range identity.Refusals() {
+		m.refused.WithLabelValues(string(refusal))
+	}
+	for _, denied := range []string{deniedScope, deniedNamespace, deniedActor} {
+		m.refused.WithLabelValues(denied)
+	}
+	return m
 }
 
 // register adds the metrics to a registry, with gauges that read the cache and the admission.
@@ -57,7 +70,7 @@ func (m *metrics) register(registry *prometheus.Registry, cache *countCache, in 
 	var errs []error
 	for _, c := range []prometheus.Collector{
 		m.calls, m.hits, m.misses, m.stale, m.refreshes, m.evictions, m.loadErrors, m.loadSeconds,
-		m.shed, m.invalid, m.logsSuppressed,
+		m.shed, m.invalid, m.refused, m.logsSuppressed,
 		gauge("plusone_cache_entries", "Keys in the cache.",
 			func() float64 { return float64(cache.entries.EstimatedSize()) }),
 		gauge("plusone_cache_size_bytes", "Approximate memory of the cache.",

@@ -2,11 +2,13 @@ package server
 
 import (
 	"context"
+	"slices"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	plusonev1 "github.com/plusone-dev/plusone/api/plusone/v1"
 	"github.com/plusone-dev/plusone/internal/counter"
+	"github.com/plusone-dev/plusone/internal/identity"
 )
 
 // reportService implements plusone.v1.ReportService on a ledger.
@@ -57,6 +59,10 @@ func (s *reportService) ListLiked(ctx context.Context, req *plusonev1.ListLikedR
 		return nil, readError(ctx, err)
 	}
 	likes, next := p.cut(likes)
+	if who := identity.FromContext(ctx); who != nil {
+		// The page is shorter for it, and the next one begins where it would.
+		likes = slices.DeleteFunc(likes, func(l counter.Liked) bool { return !who.Touches(counter.Namespace(l.Key)) })
+	}
 	resp := &plusonev1.ListLikedResponse{Liked: make([]*plusonev1.LikedKey, len(likes)), NextPageToken: next}
 	for i, like := range likes {
 		resp.Liked[i] = &plusonev1.LikedKey{Key: like.Key, LikedAt: timestamppb.New(like.At)}

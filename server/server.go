@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
@@ -83,14 +84,27 @@ func New(store Store, reports Reports, config Config) (*Server, error) {
 	}
 
 	s := &Server{health: health.NewServer(), cache: cache, log: log, admission: in, ending: make(chan struct{})}
-	s.grpc = grpc.NewServer(append(newInterceptor(m, in, log, s.ending).options(), Limits()...)...)
+	var who *access
+	if config.Authenticator != nil {
+		who = &access{authenticator: config.Authenticator, metrics: m}
+	}
+	options := append(newInterceptor(m, who, in, log, s.ending).options(), Limits()...)
+	if config.TLS != nil {
+		options = append(options, grpc.Creds(credentials.NewTLS(config.TLS)))
+	}
+	s.grpc = grpc.NewServer(options...)
 	plusonev1.RegisterCounterServiceServer(s.grpc, &counterService{
 		store: store, cache: cache, config: config, metrics: m, deadlines: deadline.NewTimers(),
 	})
 	plusonev1.RegisterReportServiceServer(s.grpc, &reportService{reports: reports, config: config, metrics: m})
 	healthpb.RegisterHealthServer(s.grpc, s.health)
-	reflection.Register(s.grpc)
+	if !config.NoReflection {
+		reflection.Register(s.grpc)
+	}
 	m.calls.add(s.grpc.GetServiceInfo())
+	for name, method := range m.calls.methods {
+		method.rule = ruleOf(name, config.PrivateHealth)
+	}
 	s.SetNotServing()
 
 	s.http = newHTTPServer(config.Registry, config.Logger, config.Mode, func(ctx context.Context) bool {
