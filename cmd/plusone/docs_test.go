@@ -14,6 +14,10 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/plusone-dev/plusone/flush"
+	"github.com/plusone-dev/plusone/internal/certs"
+	"github.com/plusone-dev/plusone/internal/certtest"
+	"github.com/plusone-dev/plusone/internal/connlimit"
+	"github.com/plusone-dev/plusone/internal/reload"
 	"github.com/plusone-dev/plusone/internal/testproc"
 	"github.com/plusone-dev/plusone/server"
 	"github.com/plusone-dev/plusone/shard"
@@ -37,10 +41,12 @@ func helpOf(t *testing.T, command string) string {
 }
 
 var (
-	helpFlag = regexp.MustCompile(`(?m)^  (?:-h, )?(--[a-z-]+(?:=\S+)?)`)
-	docFlag  = regexp.MustCompile("`(--[a-z][a-z-]*)(=[^`]*)?`")
-	docEnv   = regexp.MustCompile(`PLUSONE_[A-Z_]+`)
-	docRow   = regexp.MustCompile("(?m)^\\| `(--[a-z-]+(?:=[^`]*)?)` \\| *([fma ]*?) *\\|")
+	helpFlag = regexp.MustCompile(`(?m)^  (?:-h, )?(--[a-z0-9-]+(?:=\S+)?)`)
+	docFlag  = regexp.MustCompile("`(--[a-z][a-z0-9-]*)(=[^`]*)?`")
+	docEnv   = regexp.MustCompile(`PLUSONE_[A-Z0-9_]+`)
+	// placeholder stands in the help for the value of a flag that has no default.
+	placeholder = regexp.MustCompile(`=[A-Z-]+$`)
+	docRow      = regexp.MustCompile("(?m)^\\| `(--[a-z0-9-]+(?:=[^`]*)?)` \\| *([fma ]*?) *\\|")
 )
 
 // Every flag is in the table of settings, with its default and its commands, and no other one is anywhere.
@@ -52,7 +58,7 @@ func TestDocumentedFlags(t *testing.T) {
 	for _, mark := range []string{"", "f", "m", "a"} {
 		help[mark] = helpOf(t, commands[mark])
 		for _, match := range helpFlag.FindAllStringSubmatch(help[mark], -1) {
-			flag := strings.TrimSuffix(match[1], "=URL")
+			flag := placeholder.ReplaceAllString(match[1], "")
 			if flag != "--help" {
 				want[flag] = strings.TrimSpace(want[flag] + " " + mark)
 				name, _, _ := strings.Cut(flag, "=")
@@ -106,6 +112,9 @@ func TestDocumentedMetrics(t *testing.T) {
 	must(t, err)
 	defer func() { must(t, direct.Close(context.Background())) }()
 	shard.NewMetrics(registry)
+	reload.NewMetrics(registry)
+	connlimit.NewMetrics(registry)
+	openCertificates(t, registry)
 	flush.NewWorker(nil, nil, flush.WorkerConfig{Registerer: registry, Logger: logger})
 
 	described := make(chan *prometheus.Desc)
@@ -121,7 +130,7 @@ func TestDocumentedMetrics(t *testing.T) {
 	slices.Sort(want)
 	want = slices.Compact(want)
 
-	got := regexp.MustCompile("plusone_(?:grpc|server|cache|direct|redis|shard|flush)_[a-z_]+").FindAllString(readDoc(t, "docs/operating.md"), -1)
+	got := regexp.MustCompile("plusone_(?:grpc|server|cache|direct|redis|shard|flush|auth|tls|reload|reloads|connections)_[a-z_]+").FindAllString(readDoc(t, "docs/operating.md"), -1)
 	slices.Sort(got)
 	got = slices.Compact(got)
 	for _, metric := range want {
@@ -134,6 +143,17 @@ func TestDocumentedMetrics(t *testing.T) {
 			t.Errorf("docs/operating.md names %s, which does not exist", metric)
 		}
 	}
+}
+
+// openCertificates registers the metrics of certificates.
+func openCertificates(t *testing.T, registry *prometheus.Registry) {
+	t.Helper()
+	ca := certtest.NewAuthority(t)
+	dir := testproc.TempDir(t)
+	files := ca.Issue(t, certtest.Leaf{Name: "127.0.0.1"}).Write(t, dir, "server")
+	opened, err := certs.Open(certs.Options{Certificate: files.Certificate, Key: files.Key, ClientCA: ca.Write(t, dir), Registry: registry})
+	must(t, err)
+	t.Cleanup(opened.Close)
 }
 
 // What the documentation shows of SQL runs.

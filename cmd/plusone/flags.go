@@ -27,6 +27,7 @@ var groups = kong.Groups{
 	"postgres": "Direct and sharded mode:",
 	"sharded":  "Sharded mode:",
 	"listen":   "Addresses:",
+	"access":   "Who may call:",
 	"limits":   "Limits:",
 	"audit":    "Audit:",
 	"log":      "Log:",
@@ -46,6 +47,7 @@ type commandLine struct {
 	Flush   flushCommand   `cmd:"" help:"Drain windows into Postgres, and serve no API (sharded mode)."`
 	Migrate migrateCommand `cmd:"" help:"Bring the ledger's schema up to date, record its settings, and exit. Serve and flush do that too."`
 	Audit   auditCommand   `cmd:"" help:"Compare counters with their history and likes, and in sharded mode what Redis caches with Postgres, on a live system. Exit code 0: they agree, 1: they differ, 2: it failed."`
+	Token   tokenCommand   `cmd:"" help:"Draw a token for a caller, and print it with its entry in the file of --tokens-file."`
 	Version versionCommand `cmd:"" help:"Print the version."`
 }
 
@@ -72,6 +74,8 @@ func (line *commandLine) parse(args []string, stdout, stderr io.Writer) (command
 	}
 	given := givenFlags(parsed)
 	switch parsed.Selected().Name {
+	case "token":
+		return &line.Token, nil
 	case "serve":
 		return &line.Serve, line.Serve.check(given)
 	case "flush":
@@ -225,7 +229,7 @@ func (f *workerFlags) check() error {
 // processFlags are of commands that run until they are stopped.
 type processFlags struct {
 	HTTPAddr        string        `group:"listen" name:"http-addr" default:"127.0.0.1:8080" help:"Where /metrics and /healthz are served; port 0 takes a free one."`
-	Insecure        bool          `group:"listen" help:"Listen off loopback although there is neither TLS nor authentication: only in a network where everybody may change every counter."`
+	Insecure        bool          `group:"listen" help:"Listen off loopback without TLS, and serve the API there without authentication: only in a network where everybody may change every counter."`
 	ShutdownTimeout time.Duration `group:"limits" default:"30s" help:"How long a stop may take: calls under way are answered, accepted changes finished, due windows drained. A second signal ends the process at once."`
 }
 

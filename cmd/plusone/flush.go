@@ -4,10 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 
 	"github.com/alecthomas/kong"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/plusone-dev/plusone/flush"
+	"github.com/plusone-dev/plusone/internal/reload"
 	"github.com/plusone-dev/plusone/server"
 )
 
@@ -16,22 +19,33 @@ type flushCommand struct {
 	ledgerFlags
 	workerFlags
 	processFlags
+	listenFlags
 }
 
 func (c *flushCommand) check(given []*kong.Flag) error {
 	if mode, err := c.mode(); err == nil && mode != flush.ModeSharded {
 		return fmt.Errorf("flush is for sharded mode, which --redis-url and --postgres-url choose; in %s mode there are no windows to drain", mode)
 	}
-	return errors.Join(c.storeFlags.check(given), c.ledgerFlags.check(), c.workerFlags.check(), c.processFlags.check())
+	return errors.Join(c.storeFlags.check(given), c.ledgerFlags.check(), c.workerFlags.check(), c.processFlags.check(),
+		c.listenFlags.check())
 }
 
 // run drains windows until ctx ends.
 func (c *flushCommand) run(ctx context.Context, env environment) error {
-	addr, err := resolve("--http-addr", c.HTTPAddr, c.Insecure)
+	addr, err := resolve("--http-addr", c.HTTPAddr, missing(c.Insecure, c.tls(), true))
 	if err != nil {
 		return err
 	}
 	registry := newRegistry()
+	p, err := c.listenFlags.open(ctx, "", registry, reload.NewMetrics(registry), env.logger)
+	if err != nil {
+		return err
+	}
+	return errors.Join(c.drain(ctx, env, addr, registry, p), p.close())
+}
+
+// drain drains windows, and serves HTTP at addr.
+func (c *flushCommand) drain(ctx context.Context, env environment, addr *net.TCPAddr, registry *prometheus.Registry, p *ports) error {
 	d, err := openSharded(ctx, shardedOptions{
 		ledgerOptions: ledgerOptions{
 			storeFlags: c.storeFlags, history: c.History, maxConns: c.PostgresMaxConns, logger: env.logger,
@@ -41,7 +55,7 @@ func (c *flushCommand) run(ctx context.Context, env environment) error {
 	if err != nil {
 		return err
 	}
-	listener, err := listen(ctx, "--http-addr", addr)
+	listener, err := p.http(ctx, addr)
 	if err != nil {
 		return errors.Join(err, d.close())
 	}

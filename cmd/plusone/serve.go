@@ -26,6 +26,8 @@ type serveCommand struct {
 	ledgerFlags
 	GRPCAddr string `group:"listen" name:"grpc-addr" default:"127.0.0.1:50051" help:"Where the gRPC API is served; port 0 takes a free one."`
 	processFlags
+	listenFlags
+	accessFlags
 	shardFlags
 	Flush bool `group:"sharded" default:"true" help:"Also drain windows into Postgres. Set --flush=false on servers that leave that to others, of which there must be at least one."`
 	workerFlags
@@ -74,7 +76,7 @@ func (f *limitFlags) check() error {
 
 func (c *serveCommand) check(given []*kong.Flag) error {
 	return errors.Join(c.storeFlags.check(given), c.ledgerFlags.check(), c.processFlags.check(), c.shardFlags.check(),
-		c.workerFlags.check(), c.limitFlags.check())
+		c.workerFlags.check(), c.limitFlags.check(), c.listenFlags.check(), c.accessFlags.check(given, c.tls()))
 }
 
 // run serves until ctx ends, and then stops in order.
@@ -88,18 +90,29 @@ func (c *serveCommand) run(ctx context.Context, env environment) error {
 		return err
 	}
 	registry := newRegistry()
+	e, err := c.openEntrance(ctx, registry, env.logger)
+	if err != nil {
+		return err
+	}
+	return errors.Join(c.serve(ctx, env, addrs, registry, e), e.close())
+}
+
+// serve serves at an entrance.
+func (c *serveCommand) serve(ctx context.Context, env environment, addrs serveAddrs, registry *prometheus.Registry, e *entrance) error {
 	d, err := c.open(ctx, registry, env.logger)
 	if err != nil {
 		return err
 	}
 	s, err := server.New(d.store, d.reports, server.Config{
 		Logger: env.logger, Registry: registry, Mode: string(d.mode),
-		MaxDelta: c.MaxDelta, RequestTimeout: c.RequestTimeout, CacheBytes: c.CacheBytes, MaxInFlight: c.MaxInFlight,
+		TLS: e.ports.grpcTLS(), Authenticator: e.authenticator(), PrivateHealth: !c.HealthPublic,
+		NoReflection: c.Reflection == "off" || c.Reflection == "auto" && !addrs.grpc.IP.IsLoopback(),
+		MaxDelta:     c.MaxDelta, RequestTimeout: c.RequestTimeout, CacheBytes: c.CacheBytes, MaxInFlight: c.MaxInFlight,
 	})
 	if err != nil {
 		return errors.Join(err, c.stop(ctx, nil, d))
 	}
-	grpcListener, httpListener, err := addrs.listen(ctx)
+	grpcListener, httpListener, err := addrs.listen(ctx, e.ports)
 	if err != nil {
 		return errors.Join(err, c.stop(ctx, s, d))
 	}
@@ -162,16 +175,16 @@ type serveAddrs struct{ grpc, http *net.TCPAddr }
 func (c *serveCommand) resolve() (serveAddrs, error) {
 	var a serveAddrs
 	var grpcErr, httpErr error
-	a.grpc, grpcErr = resolve("--grpc-addr", c.GRPCAddr, c.Insecure)
-	a.http, httpErr = resolve("--http-addr", c.HTTPAddr, c.Insecure)
+	a.grpc, grpcErr = resolve("--grpc-addr", c.GRPCAddr, missing(c.Insecure, c.tls(), c.authentication()))
+	a.http, httpErr = resolve("--http-addr", c.HTTPAddr, missing(c.Insecure, c.tls(), true))
 	return a, errors.Join(grpcErr, httpErr)
 }
 
-func (a serveAddrs) listen(ctx context.Context) (grpc, http net.Listener, err error) {
-	if grpc, err = listen(ctx, "--grpc-addr", a.grpc); err != nil {
+func (a serveAddrs) listen(ctx context.Context, p *ports) (grpc, http net.Listener, err error) {
+	if grpc, err = p.grpc(ctx, a.grpc); err != nil {
 		return nil, nil, err
 	}
-	if http, err = listen(ctx, "--http-addr", a.http); err != nil {
+	if http, err = p.http(ctx, a.http); err != nil {
 		return nil, nil, errors.Join(err, grpc.Close())
 	}
 	return grpc, http, nil
