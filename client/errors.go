@@ -29,6 +29,10 @@ var (
 	ErrRequestIDExpired = errors.New("plusone: request id is too old")
 	// ErrRequestIDEarly: the id is from the future; the clock that made it is fast. It is also ErrInvalid.
 	ErrRequestIDEarly = errors.New("plusone: request id is from the future")
+	// ErrUnauthenticated: the call has no credentials that the server takes.
+	ErrUnauthenticated = errors.New("plusone: not authenticated")
+	// ErrPermissionDenied: the caller may not do this; Error.Reason says why.
+	ErrPermissionDenied = errors.New("plusone: permission denied")
 	// ErrOverflow: a total would leave the range of int64.
 	ErrOverflow = errors.New("plusone: total would overflow")
 )
@@ -134,6 +138,10 @@ func (e *Error) Is(target error) bool {
 		return e.Reason == reasonRequestIDExpired
 	case ErrRequestIDEarly:
 		return e.Reason == reasonRequestIDEarly
+	case ErrUnauthenticated:
+		return e.Code == codes.Unauthenticated
+	case ErrPermissionDenied:
+		return e.Code == codes.PermissionDenied
 	case ErrOverflow:
 		return e.Reason == reasonTotalOverflow
 	case ErrUnavailable:

@@ -20,7 +20,7 @@ func TestTypedErrors(t *testing.T) {
 	sentinels := []error{
 		client.ErrInDoubt, client.ErrInvalid, client.ErrRequestIDReused, client.ErrRequestIDExpired,
 		client.ErrRequestIDEarly, client.ErrOverflow, client.ErrUnavailable, client.ErrOverloaded, client.ErrClosed,
-		context.Canceled, context.DeadlineExceeded,
+		client.ErrUnauthenticated, client.ErrPermissionDenied, context.Canceled, context.DeadlineExceeded,
 	}
 	for _, test := range []struct {
 		code   codes.Code
@@ -32,6 +32,8 @@ func TestTypedErrors(t *testing.T) {
 		{codes.AlreadyExists, "REQUEST_ID_REUSED", []error{client.ErrRequestIDReused}},
 		{codes.FailedPrecondition, "REQUEST_ID_EXPIRED", []error{client.ErrRequestIDExpired}},
 		{codes.OutOfRange, "TOTAL_OVERFLOW", []error{client.ErrOverflow}},
+		{codes.Unauthenticated, "UNAUTHENTICATED", []error{client.ErrUnauthenticated}},
+		{codes.PermissionDenied, "NAMESPACE_DENIED", []error{client.ErrPermissionDenied}},
 		{codes.ResourceExhausted, "OVERLOADED", []error{client.ErrOverloaded}},
 		{codes.ResourceExhausted, "STORE_FULL", []error{client.ErrOverloaded}},
 		{codes.Unavailable, "STORE_UNAVAILABLE", []error{client.ErrUnavailable}},

@@ -23,13 +23,13 @@ import (
 )
 
 // Authenticator tells who makes a call, by the values of its authorization metadata, and by the verified certificate of
-// its connection, which is nil if there is none. An error is an identity.Refusal, or the Authenticator's own fault. It is
+// its connection, which is nil if there is none. An error is an identity.RefusalError, or the Authenticator's own fault. It is
 // called concurrently, for every call, and must return soon.
 type Authenticator interface {
 	Authenticate(ctx context.Context, authorization []string, certificate *x509.Certificate) (*identity.Identity, error)
 }
 
-// Labels of refusals beside those of identity.Refusal.
+// Labels of refusals beside those of identity.RefusalError.
 const (
 	deniedScope     = "missing_scope"
 	deniedNamespace = "namespace_denied"
@@ -115,7 +115,7 @@ func (a *access) identify(ctx context.Context) (who *identity.Identity, err erro
 	if err == nil {
 		return who, nil
 	}
-	var refusal identity.Refusal
+	var refusal identity.RefusalError
 	if !errors.As(err, &refusal) {
 		return nil, &rpcError{status: statusInternal, cause: err}
 	}

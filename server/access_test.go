@@ -33,7 +33,7 @@ type byName map[string]*identity.Identity
 func (b byName) Authenticate(_ context.Context, authorization []string, _ *x509.Certificate) (*identity.Identity, error) {
 	switch {
 	case len(authorization) != 1:
-		return nil, identity.NoCredentials
+		return nil, identity.ErrNoCredentials
 	case authorization[0] == "Bearer broken":
 		return nil, errors.New("it is broken: hunter2")
 	case authorization[0] == "Bearer panic":
@@ -42,7 +42,7 @@ func (b byName) Authenticate(_ context.Context, authorization []string, _ *x509.
 	if who, ok := b[strings.TrimPrefix(authorization[0], "Bearer ")]; ok {
 		return who, nil
 	}
-	return nil, identity.UnknownToken
+	return nil, identity.ErrUnknownToken
 }
 
 var everyScope = identity.Read | identity.Write | identity.Report | identity.Admin
@@ -324,7 +324,11 @@ type fakeStream struct {
 }
 
 func (s *fakeStream) RecvMsg(m any) error {
-	m.(*plusonev1.GetRequest).Key = s.key
+	req, ok := m.(*plusonev1.GetRequest)
+	if !ok {
+		return errors.New("it is another request")
+	}
+	req.Key = s.key
 	return nil
 }
 

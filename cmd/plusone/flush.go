@@ -37,7 +37,7 @@ func (c *flushCommand) run(ctx context.Context, env environment) error {
 		return err
 	}
 	registry := newRegistry()
-	p, err := c.listenFlags.open(ctx, "", registry, reload.NewMetrics(registry), env.logger)
+	p, err := c.open(ctx, "", registry, reload.NewMetrics(registry), env.logger)
 	if err != nil {
 		return err
 	}

@@ -74,7 +74,7 @@ func (a *Authenticator) Close() {
 }
 
 // Authenticate returns who makes a call, by the values of its authorization header, else by the certificate of its
-// connection, which has been verified and may be nil. An error is an identity.Refusal. It may wait for new keys, as long
+// connection, which has been verified and may be nil. An error is an identity.RefusalError. It may wait for new keys, as long
 // as ctx lasts and not beyond a few seconds.
 func (a *Authenticator) Authenticate(ctx context.Context, authorization []string, certificate *x509.Certificate,
 ) (*identity.Identity, error) {
@@ -82,11 +82,11 @@ func (a *Authenticator) Authenticate(ctx context.Context, authorization []string
 	case len(authorization) == 1:
 		return a.byToken(ctx, authorization[0])
 	case len(authorization) > 1:
-		return nil, identity.Malformed
+		return nil, identity.ErrMalformed
 	case certificate != nil:
 		return a.byCertificate(certificate, time.Now())
 	default:
-		return nil, identity.NoCredentials
+		return nil, identity.ErrNoCredentials
 	}
 }
 
@@ -94,7 +94,7 @@ func (a *Authenticator) byToken(ctx context.Context, authorization string) (*ide
 	const scheme = "Bearer "
 	if len(authorization) <= len(scheme) || len(authorization) > len(scheme)+maxTokenBytes ||
 		!strings.EqualFold(authorization[:len(scheme)], scheme) {
-		return nil, identity.Malformed
+		return nil, identity.ErrMalformed
 	}
 	token := authorization[len(scheme):]
 	sum := sha256.Sum256([]byte(token))
@@ -106,7 +106,7 @@ func (a *Authenticator) byToken(ctx context.Context, authorization string) (*ide
 	if a.jwt != nil && strings.Count(token, ".") == 2 {
 		return a.jwt.verify(ctx, token, sum)
 	}
-	return nil, identity.UnknownToken
+	return nil, identity.ErrUnknownToken
 }
 
 // maxCertificateNames bounds the names of a certificate that are looked up in each call.
@@ -115,7 +115,7 @@ const maxCertificateNames = 100
 // byCertificate looks for the URIs, then the DNS names, then the common name of a certificate.
 func (a *Authenticator) byCertificate(certificate *x509.Certificate, now time.Time) (*identity.Identity, error) {
 	if now.After(certificate.NotAfter) { // the connection was made before
-		return nil, identity.Expired
+		return nil, identity.ErrExpired
 	}
 	if a.callers != nil {
 		known := a.callers.Get().byCertificate
@@ -126,7 +126,7 @@ func (a *Authenticator) byCertificate(certificate *x509.Certificate, now time.Ti
 		}
 	}
 	if !a.anyCertificate {
-		return nil, identity.UnknownCertificate
+		return nil, identity.ErrUnknownCertificate
 	}
 	return &identity.Identity{
 		Name: certificatePrefix + certificate.Subject.CommonName, Scopes: allScopes, Namespaces: []string{"*"},

@@ -76,7 +76,7 @@ type caller struct {
 // now returns the identity, if its time is not over.
 func (c *caller) now(now time.Time) (*identity.Identity, error) {
 	if !c.expires.IsZero() && !now.Before(c.expires) {
-		return nil, identity.Expired
+		return nil, identity.ErrExpired
 	}
 	return &c.identity, nil
 }

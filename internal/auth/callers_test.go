@@ -45,20 +45,20 @@ func TestCallers(t *testing.T) {
 	}
 	for name, test := range map[string]struct {
 		token string
-		want  identity.Refusal
+		want  identity.RefusalError
 	}{
-		"expired":        {oldToken, identity.Expired},
-		"unknown":        {NewToken(&Caller{}), identity.UnknownToken},
-		"part of one":    {webToken[:len(webToken)-1], identity.UnknownToken},
-		"the hash":       {web.SHA256, identity.UnknownToken},
-		"a space at end": {webToken + " ", identity.UnknownToken},
+		"expired":        {oldToken, identity.ErrExpired},
+		"unknown":        {NewToken(&Caller{}), identity.ErrUnknownToken},
+		"part of one":    {webToken[:len(webToken)-1], identity.ErrUnknownToken},
+		"the hash":       {web.SHA256, identity.ErrUnknownToken},
+		"a space at end": {webToken + " ", identity.ErrUnknownToken},
 	} {
 		_, err := a.bearer(test.token)
 		wantRefusal(t, name, err, test.want)
 	}
 
 	_, err = a.Authenticate(context.Background(), nil, nil)
-	wantRefusal(t, "nothing", err, identity.NoCredentials)
+	wantRefusal(t, "nothing", err, identity.ErrNoCredentials)
 	certificate := &x509.Certificate{
 		NotAfter: time.Now().Add(time.Hour), DNSNames: []string{"other", "dns.example"}, Subject: pkix.Name{CommonName: "spiffe://x/mesh"},
 	}
@@ -71,19 +71,19 @@ func TestCallers(t *testing.T) {
 		}
 	}
 	_, err = a.Authenticate(context.Background(), []string{"Bearer " + oldToken}, certificate)
-	wantRefusal(t, "a bad token with a good certificate", err, identity.Expired)
+	wantRefusal(t, "a bad token with a good certificate", err, identity.ErrExpired)
 	certificate.NotAfter = time.Now().Add(-time.Second)
 	_, err = a.Authenticate(context.Background(), nil, certificate)
-	wantRefusal(t, "an expired certificate", err, identity.Expired)
+	wantRefusal(t, "an expired certificate", err, identity.ErrExpired)
 	_, err = a.Authenticate(context.Background(), nil, &x509.Certificate{NotAfter: time.Now().Add(time.Hour)})
-	wantRefusal(t, "another certificate", err, identity.UnknownCertificate)
+	wantRefusal(t, "another certificate", err, identity.ErrUnknownCertificate)
 
 	entry, err := one.Entry()
 	must(t, err)
 	must(t, os.WriteFile(path, []byte("callers:\n"+entry), 0o600))
 	must(t, a.callers.Reload())
 	_, err = a.bearer(webToken)
-	wantRefusal(t, "a caller that was taken out", err, identity.UnknownToken)
+	wantRefusal(t, "a caller that was taken out", err, identity.ErrUnknownToken)
 	if _, err = a.bearer(oneToken); err != nil {
 		t.Errorf("a caller that stays: %v", err)
 	}
@@ -102,7 +102,7 @@ func TestAnyCertificate(t *testing.T) {
 		t.Errorf("it is %+v", who)
 	}
 	_, err = a.bearer("plusone_x")
-	wantRefusal(t, "a token", err, identity.UnknownToken)
+	wantRefusal(t, "a token", err, identity.ErrUnknownToken)
 }
 
 func TestCallersRefused(t *testing.T) {
@@ -113,11 +113,11 @@ func TestCallersRefused(t *testing.T) {
 	if _, err := parseCallers([]byte(entry(good))); err != nil {
 		t.Fatal(err)
 	}
-	swap := func(old, new string) string {
+	swap := func(old, other string) string {
 		if !strings.Contains(good, old) {
 			t.Errorf("there is no %q", old)
 		}
-		return entry(strings.Replace(good, old, new, 1))
+		return entry(strings.Replace(good, old, other, 1))
 	}
 	const secret = "hunter2secret"
 	for name, test := range map[string]struct{ file, want string }{

@@ -57,7 +57,7 @@ type keys struct {
 func (k *keys) find(algorithm, id string) (any, error) {
 	if algorithm == jwt.SigningMethodHS256.Name {
 		if k.secret == nil {
-			return nil, identity.WrongAlgorithm
+			return nil, identity.ErrWrongAlgorithm
 		}
 		return k.secret, nil
 	}
@@ -68,12 +68,12 @@ func (k *keys) find(algorithm, id string) (any, error) {
 			continue
 		}
 		if found != nil {
-			return nil, identity.UnknownKey
+			return nil, identity.ErrUnknownKey
 		}
 		found = key.key
 	}
 	if found == nil {
-		return nil, identity.UnknownKey
+		return nil, identity.ErrUnknownKey
 	}
 	return found, nil
 }
@@ -185,12 +185,12 @@ func (v *verifier) verify(ctx context.Context, token string, sum digest) (*ident
 	current := v.keys.Load()
 	if known, ok := v.cache.GetIfPresent(sum); ok && known.keys == current {
 		if time.Now().After(known.expires) {
-			return nil, identity.Expired
+			return nil, identity.ErrExpired
 		}
 		return &known.identity, nil
 	}
 	fresh, err := v.verifyNow(token, current)
-	if errors.Is(err, identity.UnknownKey) && v.remote != nil && v.remote.renew(ctx) {
+	if errors.Is(err, identity.ErrUnknownKey) && v.remote != nil && v.remote.renew(ctx) {
 		fresh, err = v.verifyNow(token, v.keys.Load())
 	}
 	if err != nil {
@@ -215,7 +215,7 @@ func (v *verifier) verifyNow(token string, k *keys) (*verified, error) {
 	var c claims
 	_, err := v.parser.ParseWithClaims(token, &c, func(t *jwt.Token) (any, error) {
 		if _, critical := t.Header["crit"]; critical { // extensions that must be understood, and are not
-			return nil, identity.WrongAlgorithm
+			return nil, identity.ErrWrongAlgorithm
 		}
 		id, _ := t.Header["kid"].(string)
 		return k.find(t.Method.Alg(), id)
@@ -231,21 +231,21 @@ func (v *verifier) verifyNow(token string, k *keys) (*verified, error) {
 }
 
 // refusalOf maps an error of the parser, whose texts may quote the token.
-func refusalOf(err error) identity.Refusal {
-	var refusal identity.Refusal
+func refusalOf(err error) identity.RefusalError {
+	var refusal identity.RefusalError
 	switch {
 	case errors.As(err, &refusal):
 		return refusal
 	case errors.Is(err, jwt.ErrTokenMalformed):
-		return identity.Malformed
+		return identity.ErrMalformed
 	case errors.Is(err, jwt.ErrTokenSignatureInvalid):
-		return identity.WrongSignature
+		return identity.ErrWrongSignature
 	case errors.Is(err, jwt.ErrTokenUnverifiable):
-		return identity.WrongAlgorithm
+		return identity.ErrWrongAlgorithm
 	case errors.Is(err, jwt.ErrTokenExpired):
-		return identity.Expired
+		return identity.ErrExpired
 	default:
-		return identity.WrongClaims
+		return identity.ErrWrongClaims
 	}
 }
 
@@ -254,7 +254,7 @@ func refusalOf(err error) identity.Refusal {
 func (c *claims) identity() (identity.Identity, error) {
 	if !text(c.Subject, counter.MaxActorBytes) || !namespaces(c.Namespaces) ||
 		c.Actor != "" && !text(c.Actor, counter.MaxActorBytes) {
-		return identity.Identity{}, identity.WrongClaims
+		return identity.Identity{}, identity.ErrWrongClaims
 	}
 	who := identity.Identity{Name: jwtPrefix + c.Subject, Namespaces: c.Namespaces, Actor: c.Actor}
 	if who.Actor == "" {

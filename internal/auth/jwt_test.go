@@ -3,7 +3,6 @@ package auth
 import (
 	"bytes"
 	"context"
-	"crypto/rsa"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
@@ -37,7 +36,7 @@ func (a *Authenticator) bearer(token string) (*identity.Identity, error) {
 	return a.Authenticate(context.Background(), []string{"Bearer " + token}, nil)
 }
 
-func wantRefusal(t *testing.T, name string, err error, want identity.Refusal) {
+func wantRefusal(t *testing.T, name string, err error, want identity.RefusalError) {
 	t.Helper()
 	if !errors.Is(err, want) {
 		t.Errorf("%s: refusal is %v, want %v", name, err, want)
@@ -67,7 +66,9 @@ func TestJWTForgeries(t *testing.T) {
 	t.Parallel()
 	r, e, d := rsaSigner(t, "r"), ecSigner(t, "e"), edSigner(t, "d")
 	a := openJWT(t, jwks(t, r, e, d), bytes.Repeat([]byte{7}, 32))
-	public := &r.key.(*rsa.PrivateKey).PublicKey
+	private, err := rsaKey()
+	must(t, err)
+	public := &private.PublicKey
 	der, err := x509.MarshalPKIXPublicKey(public)
 	must(t, err)
 	good := r.sign(t, goodClaims(nil))
@@ -80,28 +81,28 @@ func TestJWTForgeries(t *testing.T) {
 	set := jwks(t, r, e, d)
 	for name, test := range map[string]struct {
 		token string
-		want  identity.Refusal
+		want  identity.RefusalError
 	}{
-		"none":                {signer{jwt.SigningMethodNone, "r", jwt.UnsafeAllowNoneSignatureType}.sign(t, goodClaims(nil)), identity.WrongSignature},
-		"none without a kid":  {signer{jwt.SigningMethodNone, "", jwt.UnsafeAllowNoneSignatureType}.sign(t, goodClaims(nil)), identity.WrongSignature},
-		"None":                {b64([]byte(`{"alg":"None"}`)) + "." + parts[1] + ".", identity.WrongAlgorithm},
-		"public key as DER":   {signer{jwt.SigningMethodHS256, "r", der}.sign(t, goodClaims(nil)), identity.WrongSignature},
-		"public key as PEM":   {signer{jwt.SigningMethodHS256, "r", pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})}.sign(t, goodClaims(nil)), identity.WrongSignature},
-		"set as a secret":     {signer{jwt.SigningMethodHS256, "", set}.sign(t, goodClaims(nil)), identity.WrongSignature},
-		"modulus as a secret": {signer{jwt.SigningMethodHS256, "r", public.N.Bytes()}.sign(t, goodClaims(nil)), identity.WrongSignature},
-		"HS512":               {signer{jwt.SigningMethodHS512, "", bytes.Repeat([]byte{7}, 32)}.sign(t, goodClaims(nil)), identity.WrongSignature},
-		"RS512":               {signer{jwt.SigningMethodRS512, "r", r.key}.sign(t, goodClaims(nil)), identity.WrongSignature},
-		"PS256":               {signer{jwt.SigningMethodPS256, "r", r.key}.sign(t, goodClaims(nil)), identity.WrongSignature},
-		"another key":         {signer{e.method, "e", ecSigner(t, "").key}.sign(t, goodClaims(nil)), identity.WrongSignature},
-		"key of another kind": {signer{e.method, "r", e.key}.sign(t, goodClaims(nil)), identity.UnknownKey},
-		"unknown key":         {signer{e.method, "x", e.key}.sign(t, goodClaims(nil)), identity.UnknownKey},
-		"other claims":        {parts[0] + "." + other[1] + "." + parts[2], identity.WrongSignature},
-		"no signature":        {parts[0] + "." + parts[1] + ".", identity.WrongSignature},
-		"critical extension":  {withCrit, identity.WrongAlgorithm},
-		"nonsense":            {"a.b.c", identity.Malformed},
-		"no claims":           {parts[0] + ".." + parts[2], identity.Malformed},
-		"no JWT":              {"plusone_abc", identity.UnknownToken},
-		"long":                {strings.Repeat("a", maxTokenBytes+1), identity.Malformed},
+		"none":                {signer{jwt.SigningMethodNone, "r", jwt.UnsafeAllowNoneSignatureType}.sign(t, goodClaims(nil)), identity.ErrWrongSignature},
+		"none without a kid":  {signer{jwt.SigningMethodNone, "", jwt.UnsafeAllowNoneSignatureType}.sign(t, goodClaims(nil)), identity.ErrWrongSignature},
+		"None":                {b64([]byte(`{"alg":"None"}`)) + "." + parts[1] + ".", identity.ErrWrongAlgorithm},
+		"public key as DER":   {signer{jwt.SigningMethodHS256, "r", der}.sign(t, goodClaims(nil)), identity.ErrWrongSignature},
+		"public key as PEM":   {signer{jwt.SigningMethodHS256, "r", pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})}.sign(t, goodClaims(nil)), identity.ErrWrongSignature},
+		"set as a secret":     {signer{jwt.SigningMethodHS256, "", set}.sign(t, goodClaims(nil)), identity.ErrWrongSignature},
+		"modulus as a secret": {signer{jwt.SigningMethodHS256, "r", public.N.Bytes()}.sign(t, goodClaims(nil)), identity.ErrWrongSignature},
+		"HS512":               {signer{jwt.SigningMethodHS512, "", bytes.Repeat([]byte{7}, 32)}.sign(t, goodClaims(nil)), identity.ErrWrongSignature},
+		"RS512":               {signer{jwt.SigningMethodRS512, "r", r.key}.sign(t, goodClaims(nil)), identity.ErrWrongSignature},
+		"PS256":               {signer{jwt.SigningMethodPS256, "r", r.key}.sign(t, goodClaims(nil)), identity.ErrWrongSignature},
+		"another key":         {signer{e.method, "e", ecSigner(t, "").key}.sign(t, goodClaims(nil)), identity.ErrWrongSignature},
+		"key of another kind": {signer{e.method, "r", e.key}.sign(t, goodClaims(nil)), identity.ErrUnknownKey},
+		"unknown key":         {signer{e.method, "x", e.key}.sign(t, goodClaims(nil)), identity.ErrUnknownKey},
+		"other claims":        {parts[0] + "." + other[1] + "." + parts[2], identity.ErrWrongSignature},
+		"no signature":        {parts[0] + "." + parts[1] + ".", identity.ErrWrongSignature},
+		"critical extension":  {withCrit, identity.ErrWrongAlgorithm},
+		"nonsense":            {"a.b.c", identity.ErrMalformed},
+		"no claims":           {parts[0] + ".." + parts[2], identity.ErrMalformed},
+		"no JWT":              {"plusone_abc", identity.ErrUnknownToken},
+		"long":                {strings.Repeat("a", maxTokenBytes+1), identity.ErrMalformed},
 	} {
 		_, err := a.bearer(test.token)
 		wantRefusal(t, name, err, test.want)
@@ -111,14 +112,14 @@ func TestJWTForgeries(t *testing.T) {
 		"nothing": {""},
 	} {
 		_, err := a.Authenticate(context.Background(), header, nil)
-		wantRefusal(t, name, err, identity.Malformed)
+		wantRefusal(t, name, err, identity.ErrMalformed)
 	}
 	if _, err := a.Authenticate(context.Background(), []string{"bearer " + good}, nil); err != nil {
 		t.Errorf("a scheme in small letters: %v", err)
 	}
 	// Without a secret, no HS256 at all.
 	_, err = openJWT(t, set, nil).bearer(signer{jwt.SigningMethodHS256, "", bytes.Repeat([]byte{7}, 32)}.sign(t, goodClaims(nil)))
-	wantRefusal(t, "HS256 without a secret", err, identity.WrongSignature)
+	wantRefusal(t, "HS256 without a secret", err, identity.ErrWrongSignature)
 }
 
 func TestJWTClaims(t *testing.T) {
@@ -128,23 +129,23 @@ func TestJWTClaims(t *testing.T) {
 	now := time.Now()
 	for name, test := range map[string]struct {
 		claims jwt.MapClaims
-		want   identity.Refusal
+		want   identity.RefusalError
 	}{
-		"expired":                {jwt.MapClaims{"exp": now.Add(-31 * time.Second).Unix()}, identity.Expired},
-		"no end":                 {jwt.MapClaims{"exp": nil}, identity.WrongClaims},
-		"too early":              {jwt.MapClaims{"nbf": now.Add(time.Minute).Unix()}, identity.WrongClaims},
-		"another audience":       {jwt.MapClaims{"aud": "other"}, identity.WrongClaims},
-		"no audience":            {jwt.MapClaims{"aud": nil}, identity.WrongClaims},
-		"another issuer":         {jwt.MapClaims{"iss": testIssuer + "/"}, identity.WrongClaims},
-		"no issuer":              {jwt.MapClaims{"iss": nil}, identity.WrongClaims},
-		"no subject":             {jwt.MapClaims{"sub": nil}, identity.WrongClaims},
-		"subject with a space":   {jwt.MapClaims{"sub": "a b"}, identity.WrongClaims},
-		"long subject":           {jwt.MapClaims{"sub": strings.Repeat("a", 129)}, identity.WrongClaims},
-		"actor with a space":     {jwt.MapClaims{"actor": "a b"}, identity.WrongClaims},
-		"namespace with a star":  {jwt.MapClaims{"namespaces": []string{"a*b"}}, identity.WrongClaims},
-		"namespace with a slash": {jwt.MapClaims{"namespaces": []string{"a/b"}}, identity.WrongClaims},
-		"many namespaces":        {jwt.MapClaims{"namespaces": strings.Split(strings.Repeat("a ", 101), " ")[:101]}, identity.WrongClaims},
-		"scope as a list":        {jwt.MapClaims{"scope": []string{"read"}}, identity.Malformed},
+		"expired":                {jwt.MapClaims{"exp": now.Add(-31 * time.Second).Unix()}, identity.ErrExpired},
+		"no end":                 {jwt.MapClaims{"exp": nil}, identity.ErrWrongClaims},
+		"too early":              {jwt.MapClaims{"nbf": now.Add(time.Minute).Unix()}, identity.ErrWrongClaims},
+		"another audience":       {jwt.MapClaims{"aud": "other"}, identity.ErrWrongClaims},
+		"no audience":            {jwt.MapClaims{"aud": nil}, identity.ErrWrongClaims},
+		"another issuer":         {jwt.MapClaims{"iss": testIssuer + "/"}, identity.ErrWrongClaims},
+		"no issuer":              {jwt.MapClaims{"iss": nil}, identity.ErrWrongClaims},
+		"no subject":             {jwt.MapClaims{"sub": nil}, identity.ErrWrongClaims},
+		"subject with a space":   {jwt.MapClaims{"sub": "a b"}, identity.ErrWrongClaims},
+		"long subject":           {jwt.MapClaims{"sub": strings.Repeat("a", 129)}, identity.ErrWrongClaims},
+		"actor with a space":     {jwt.MapClaims{"actor": "a b"}, identity.ErrWrongClaims},
+		"namespace with a star":  {jwt.MapClaims{"namespaces": []string{"a*b"}}, identity.ErrWrongClaims},
+		"namespace with a slash": {jwt.MapClaims{"namespaces": []string{"a/b"}}, identity.ErrWrongClaims},
+		"many namespaces":        {jwt.MapClaims{"namespaces": strings.Split(strings.Repeat("a ", 101), " ")[:101]}, identity.ErrWrongClaims},
+		"scope as a list":        {jwt.MapClaims{"scope": []string{"read"}}, identity.ErrMalformed},
 	} {
 		_, err := a.bearer(s.sign(t, goodClaims(test.claims)))
 		wantRefusal(t, name, err, test.want)
@@ -194,7 +195,7 @@ func TestJWTForgotten(t *testing.T) {
 	must(t, os.WriteFile(path, jwks(t, young), 0o600))
 	must(t, a.jwt.file.Reload())
 	_, err = a.bearer(token)
-	wantRefusal(t, "a key that is gone", err, identity.UnknownKey)
+	wantRefusal(t, "a key that is gone", err, identity.ErrUnknownKey)
 	if _, err := a.bearer(young.sign(t, goodClaims(nil))); err != nil {
 		t.Errorf("the new key: %v", err)
 	}
@@ -206,7 +207,7 @@ func TestJWTForgotten(t *testing.T) {
 		entry.expires = time.Now()
 	}
 	_, err = a.bearer(short)
-	wantRefusal(t, "an expired token in the cache", err, identity.Expired)
+	wantRefusal(t, "an expired token in the cache", err, identity.ErrExpired)
 }
 
 func TestJWKS(t *testing.T) {

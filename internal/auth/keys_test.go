@@ -88,7 +88,7 @@ func jwkOf(s signer) map[string]any {
 		point, _ := key.PublicKey.Bytes()
 		k["kty"], k["crv"], k["x"], k["y"] = "EC", "P-256", b64(point[1:33]), b64(point[33:])
 	case ed25519.PrivateKey:
-		k["kty"], k["crv"], k["x"] = "OKP", "Ed25519", b64(key.Public().(ed25519.PublicKey))
+		k["kty"], k["crv"], k["x"] = "OKP", "Ed25519", b64([]byte(key[32:]))
 	}
 	return k
 }

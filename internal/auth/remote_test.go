@@ -81,13 +81,13 @@ func TestUnknownKeyFetches(t *testing.T) {
 	calls.Wait()
 	for n := range byte(20) {
 		_, err := v.verify(context.Background(), ecSigner(t, "unknown").sign(t, goodClaims(nil)), digest{2, n})
-		wantRefusal(t, "unknown key", err, identity.UnknownKey)
+		wantRefusal(t, "unknown key", err, identity.ErrUnknownKey)
 	}
 	if n := i.fetches.Load(); n != 2 {
 		t.Errorf("keys were fetched %d times, want twice", n)
 	}
 	_, err := v.verify(context.Background(), old.sign(t, goodClaims(nil)), digest{3})
-	wantRefusal(t, "a key that is gone", err, identity.UnknownKey)
+	wantRefusal(t, "a key that is gone", err, identity.ErrUnknownKey)
 }
 
 // The keys stay when they cannot be fetched, and what is verified stays in the cache when they are the same.
