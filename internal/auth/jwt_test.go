@@ -17,7 +17,7 @@ import (
 )
 
 // openJWT takes tokens of the JWKS and, if it is not empty, of the secret.
-func openJWT(t *testing.T, set, secret []byte) *Authenticator {
+func openJWT(t testing.TB, set, secret []byte) *Authenticator {
 	t.Helper()
 	c := JWTConfig{Issuer: testIssuer, Audience: testAudience, Leeway: 30 * time.Second}
 	if set != nil {

@@ -31,7 +31,7 @@ type signer struct {
 	key    any
 }
 
-func (s signer) sign(t *testing.T, claims jwt.MapClaims) string {
+func (s signer) sign(t testing.TB, claims jwt.MapClaims) string {
 	t.Helper()
 	token := jwt.NewWithClaims(s.method, claims)
 	if s.id != "" {
@@ -55,7 +55,7 @@ func goodClaims(changes jwt.MapClaims) jwt.MapClaims {
 
 var rsaKey = sync.OnceValues(func() (*rsa.PrivateKey, error) { return rsa.GenerateKey(rand.Reader, 2048) })
 
-func rsaSigner(t *testing.T, id string) signer {
+func rsaSigner(t testing.TB, id string) signer {
 	t.Helper()
 	key, err := rsaKey()
 	must(t, err)
@@ -93,7 +93,7 @@ func jwkOf(s signer) map[string]any {
 	return k
 }
 
-func jwks(t *testing.T, keys ...any) []byte {
+func jwks(t testing.TB, keys ...any) []byte {
 	t.Helper()
 	for i, k := range keys {
 		if s, ok := k.(signer); ok {
@@ -105,7 +105,7 @@ func jwks(t *testing.T, keys ...any) []byte {
 	return text
 }
 
-func must(t *testing.T, err error) {
+func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
@@ -113,7 +113,7 @@ func must(t *testing.T, err error) {
 }
 
 // file writes a new file.
-func file(t *testing.T, content []byte) string {
+func file(t testing.TB, content []byte) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "file")
 	must(t, os.WriteFile(path, content, 0o600))

@@ -1,0 +1,33 @@
+package server
+
+import (
+	"context"
+	"testing"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
+
+	plusonev1 "github.com/plusone-dev/plusone/api/plusone/v1"
+)
+
+// What letting a call in costs, beside the authenticator.
+func BenchmarkAccess(b *testing.B) {
+	r := start(b, &scriptedStore{}, Config{Authenticator: people})
+	ctx := metadata.NewIncomingContext(context.Background(), metadata.Pairs(
+		":authority", "plusone", "content-type", "application/grpc", "user-agent", "grpc-go", "authorization", "Bearer views"))
+	req := &plusonev1.IncrementRequest{Key: "views/a"}
+	info := &grpc.UnaryServerInfo{FullMethod: plusonev1.CounterService_Increment_FullMethodName}
+	handler := func(context.Context, any) (any, error) { return req, nil }
+	i := newInterceptor(r.server.cache.metrics, &access{people, r.server.cache.metrics}, r.server.admission, r.server.log, nil)
+	for name, access := range map[string]*access{"everyone": nil, "known": i.access} {
+		b.Run(name, func(b *testing.B) {
+			i.access = access
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := i.unary(ctx, req, info, handler); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
