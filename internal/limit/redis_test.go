@@ -1,0 +1,141 @@
+package limit
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/redis/rueidis"
+
+	"github.com/plusone-dev/plusone/internal/counter"
+	"github.com/plusone-dev/plusone/internal/redistest"
+)
+
+func newRedis(t testing.TB, cluster bool, addrs ...string) *Redis {
+	t.Helper()
+	client, err := rueidis.NewClient(rueidis.ClientOption{
+		InitAddress: addrs, DisableCache: true, ForceSingleClient: !cluster, ConnWriteTimeout: 3 * time.Second,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := NewRedis(client, RedisConfig{Tags: []string{"0", "1", "2", "3"}, Cluster: cluster, Metrics: newMetrics()})
+	t.Cleanup(func() {
+		_ = r.Close(context.WithoutCancel(t.Context()))
+		client.Close()
+	})
+	return r
+}
+
+func TestRedis(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	r := newRedis(t, false, server.Addr)
+	exercise(t, r, func(d time.Duration) { <-time.After(d) })
+	if n := valueOf(t, r.cfg.Metrics.knownEmpty); n == 0 {
+		t.Error("what is known to be empty was asked of Redis")
+	}
+	// All that it holds has a name of plusone's and goes by itself.
+	for key := range strings.SplitSeq(server.Do("EVAL", `return table.concat(redis.call('KEYS', '*'), '\n')`, "0"), "\n") {
+		if ttl := server.Do("PTTL", key); !strings.HasPrefix(key, "plusone:{") || strings.HasPrefix(ttl, "-") {
+			t.Errorf("key %q, TTL %s ms", key, ttl)
+		}
+	}
+}
+
+// A limit holds for all servers together.
+func TestRedisIsShared(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	race(t, newRedis(t, false, server.Addr), newRedis(t, false, server.Addr), newRedis(t, false, server.Addr))
+}
+
+func TestRedisCluster(t *testing.T) {
+	t.Parallel()
+	cluster := redistest.StartCluster(t, 3, 0)
+	addrs := make([]string, 0, 3)
+	for _, n := range cluster.Nodes() {
+		addrs = append(addrs, n.Addr)
+	}
+	r := newRedis(t, true, addrs...)
+	for i, who := range []string{"a", "b", "c", "d", "e"} {
+		wants := []Want{
+			{Kind: ActorKey, Who: who, Key: "views/1", Rate: rate(t, "2/1h"), Cost: 1},
+			{Kind: Actor, Who: who, Rate: rate(t, "2/1h"), Cost: 1},
+			{Kind: Caller, Who: "web", Rate: rate(t, "4/1h"), Cost: 1},
+		}
+		if v := take(t, r, wants...); v.Allowed != (i < 4) || !v.Allowed && v.Lacking != 2 {
+			t.Errorf("actor %s: %+v", who, v)
+		}
+	}
+}
+
+// A Redis that cannot be asked is an error soon, and not for longer than it lasts.
+func TestRedisIsDown(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	r := newRedis(t, false, server.Addr)
+	want := []Want{{Kind: Caller, Who: "web", Rate: rate(t, "100/1s"), Cost: 1}}
+	take(t, r, want...)
+	server.Stop()
+	began := time.Now()
+	if _, err := r.Take(t.Context(), want); !errors.Is(err, counter.ErrUnavailable) || time.Since(began) > 3*scriptTimeout {
+		t.Errorf("after %v: %v", time.Since(began), err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	if _, err := r.Take(ctx, want); !errors.Is(err, counter.ErrUnavailable) || time.Since(began) > 3*scriptTimeout {
+		t.Errorf("a caller who waits for 20ms, after %v: %v", time.Since(began), err)
+	}
+	server.Cont()
+	for deadline := time.Now().Add(10 * time.Second); ; {
+		if _, err := r.Take(t.Context(), want); err == nil {
+			break
+		} else if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+	}
+	// Redis that forgets everything, its scripts too, is as one that is new.
+	server.Kill()
+	server.Restart()
+	for deadline := time.Now().Add(10 * time.Second); ; {
+		if _, err := r.Take(t.Context(), want); err == nil {
+			break
+		} else if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+	}
+}
+
+// A full Redis says so.
+func TestRedisIsFull(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t, redistest.MaxMemory(3<<20, "volatile-lfu"))
+	r := newRedis(t, false, server.Addr)
+	want := []Want{{Kind: Caller, Who: "web", Rate: rate(t, "100/1s"), Cost: 1}}
+	take(t, r, want...)
+	server.Do("CONFIG", "SET", "maxmemory", "1")
+	if _, err := r.Take(t.Context(), want); !errors.Is(err, counter.ErrFull) {
+		t.Error(err)
+	}
+}
+
+func BenchmarkRedis(b *testing.B) {
+	r := newRedis(b, false, redistest.Start(b).Addr)
+	fast := rate(b, "1000000/1s")
+	b.SetParallelism(256)
+	b.RunParallel(func(pb *testing.PB) {
+		for pb.Next() {
+			if _, err := r.Take(b.Context(), []Want{
+				{Kind: ActorKey, Scope: "views", Who: "user:1", Key: "views/post:1", Rate: fast, Cost: 1},
+				{Kind: Actor, Scope: "views", Who: "user:1", Rate: fast, Cost: 1},
+				{Kind: Caller, Scope: "views", Who: "web", Rate: fast, Cost: 1},
+			}); err != nil {
+				b.Error(err)
+				return
+			}
+		}
+	})
+}
