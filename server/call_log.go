@@ -44,6 +44,10 @@ func (l *callLog) callFailed(ctx context.Context, method string, req any, took t
 	if cause := errors.Unwrap(err); cause != nil {
 		attrs = append(attrs, slog.String("cause", cause.Error()))
 	}
+	if errors.Is(err, errRateLimited) { // which is as usual
+		l.write(ctx, slog.LevelInfo, &l.infos, "call failed", attrs)
+		return
+	}
 	switch st.Code() {
 	case codes.Internal, codes.Unknown, codes.DataLoss:
 		l.write(ctx, slog.LevelError, &l.errors, "call failed", attrs)

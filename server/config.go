@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"log/slog"
 	"time"
@@ -11,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/plusone-dev/plusone/internal/counter"
+	"github.com/plusone-dev/plusone/internal/guard"
 )
 
 // Defaults of Config.
@@ -44,6 +46,13 @@ type Config struct {
 	PrivateHealth bool
 	// NoReflection leaves out the service that tells what methods there are.
 	NoReflection bool
+	// Policies say what may count in which namespace. The default lets everything count. A Limiter must be there too, and a
+	// Guard if policies ask for one: without it, what it must allow is refused.
+	Policies Policies
+	Limiter  Limiter
+	Guard    guard.Guard
+	// Denied knows actors whose changes must not count. The default knows none.
+	Denied DenyList
 
 	// MaxDelta is the largest |delta| of an increment or batch entry.
 	MaxDelta int64
@@ -77,6 +86,8 @@ func (c Config) withDefaults() (Config, error) {
 	c.MaxInFlightItems = cmp.Or(c.MaxInFlightItems, DefaultMaxInFlightItems)
 
 	switch {
+	case c.Policies != nil && c.Limiter == nil:
+		return c, errors.New("policies need a limiter")
 	case c.MaxDelta < 1:
 		return c, fmt.Errorf("max delta must be positive, not %d", c.MaxDelta)
 	case c.RequestTimeout < time.Millisecond:

@@ -19,6 +19,7 @@ type counterService struct {
 	cache   *countCache
 	config  Config
 	metrics *metrics
+	gate    *gate // nil lets everything in
 
 	deadlines *deadline.Timers
 }
@@ -29,6 +30,9 @@ func (s *counterService) Increment(ctx context.Context, req *plusonev1.Increment
 	var v violations
 	change := checkIncrement(req, s.config.MaxDelta, &v)
 	if err := s.metrics.refuse(&v); err != nil {
+		return nil, err
+	}
+	if err := s.gate.change(ctx, &change, methodIncrement); err != nil {
 		return nil, err
 	}
 	outcome, asOf, err := s.apply(ctx, change)
@@ -44,6 +48,9 @@ func (s *counterService) BatchIncrement(ctx context.Context, req *plusonev1.Batc
 	var v violations
 	change := checkBatch(req, s.config.MaxDelta, &v)
 	if err := s.metrics.refuse(&v); err != nil {
+		return nil, err
+	}
+	if err := s.gate.batch(ctx, req.Entries, &change); err != nil {
 		return nil, err
 	}
 	outcome, asOf, err := s.apply(ctx, change)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
@@ -35,6 +36,13 @@ const (
 	reasonMissingScope     = "MISSING_SCOPE"
 	reasonNamespaceDenied  = "NAMESPACE_DENIED"
 	reasonActorDenied      = "ACTOR_DENIED"
+	reasonIncrementsDenied = "INCREMENTS_DENIED"
+	reasonLikesDenied      = "LIKES_DENIED"
+	reasonAnonymousDenied  = "ANONYMOUS_DENIED"
+	reasonActorBlocked     = "ACTOR_BLOCKED"
+	reasonRateLimited      = "RATE_LIMITED"
+	reasonGuardDenied      = "GUARD_DENIED"
+	reasonGuardUnavailable = "GUARD_UNAVAILABLE"
 	reasonInternal         = "INTERNAL"
 	reasonCancelled        = "CANCELLED"
 	reasonDeadlineExceeded = "DEADLINE_EXCEEDED"
@@ -79,6 +87,15 @@ var (
 	statusUnknownLike = newStatus(codes.Unavailable, reasonOutcomeUnknown,
 		"the like may or may not have been set; repeat the call at once",
 		retryInfo(retryOutcomeUnknownAfter))
+	statusIncrementsDenied = newStatus(codes.PermissionDenied, reasonIncrementsDenied,
+		"the policy of the namespace takes no increments")
+	statusLikesDenied = newStatus(codes.PermissionDenied, reasonLikesDenied,
+		"the policy of the namespace takes no likes")
+	statusAnonymousDenied = newStatus(codes.PermissionDenied, reasonAnonymousDenied,
+		"the policy of the namespace takes only changes that name their actor, and so no batches")
+	statusActorBlocked     = newStatus(codes.PermissionDenied, reasonActorBlocked, "changes by this actor do not count")
+	statusGuardUnavailable = newStatus(codes.Unavailable, reasonGuardUnavailable,
+		"the guard that must allow the change cannot tell now", retryInfo(retryUnavailableAfter))
 	statusCancelled = newStatus(codes.Canceled, reasonCancelled, "the caller cancelled the call")
 	statusDeadline  = newStatus(codes.DeadlineExceeded, reasonDeadlineExceeded, "the caller's deadline has passed")
 	// Whatever is wrong with credentials, the answer is the same.
@@ -96,6 +113,22 @@ var (
 
 // errMinAsOfAhead refuses a read that would have to wait too long for the store's clock.
 var errMinAsOfAhead = errors.New("min_as_of is too far ahead of the store's clock")
+
+// errRateLimited is the cause of a refusal that is not worth a warning in the log.
+var errRateLimited = errors.New("out of tokens")
+
+// rateLimited is the status of a change that a limit refuses: nothing was changed, and a retry with the same request_id may
+// come after the wait.
+func rateLimited(limit string, wait time.Duration) *status.Status {
+	return withMetadata(codes.ResourceExhausted, reasonRateLimited, "the rate limit of the "+limit+" is reached",
+		map[string]string{"limit": limit}, retryInfo(wait))
+}
+
+// guardDenied is the status of a change that the guard refuses, for a reason of its own.
+func guardDenied(reason string) *status.Status {
+	return withMetadata(codes.PermissionDenied, reasonGuardDenied, "the guard refuses the change",
+		map[string]string{"reason": strings.ToValidUTF8(reason, "")})
+}
 
 // storeStatuses are the statuses of the errors by which a store refuses.
 var storeStatuses = []struct {
@@ -227,7 +260,13 @@ func retryInfo(after time.Duration) *errdetails.RetryInfo {
 }
 
 func newStatus(code codes.Code, reason, message string, details ...protoadapt.MessageV1) *status.Status {
-	details = append(details, &errdetails.ErrorInfo{Reason: reason, Domain: errorDomain})
+	return withMetadata(code, reason, message, nil, details...)
+}
+
+// withMetadata is newStatus with more for the ErrorInfo.
+func withMetadata(code codes.Code, reason, message string, metadata map[string]string, details ...protoadapt.MessageV1,
+) *status.Status {
+	details = append(details, &errdetails.ErrorInfo{Reason: reason, Domain: errorDomain, Metadata: metadata})
 	st, err := status.New(code, message).WithDetails(details...)
 	if err != nil {
 		// Only a detail that cannot be marshalled gets here: invalid UTF-8, which no text above has.

@@ -184,7 +184,12 @@ func newService(t testing.TB, store Store, config Config) *counterService {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = cache.close(context.Background()) })
-	return &counterService{store: store, cache: cache, config: config, metrics: m, deadlines: deadline.NewTimers()}
+	deadlines := deadline.NewTimers()
+	gate, err := newGate(config, m, deadlines)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &counterService{store: store, cache: cache, config: config, metrics: m, gate: gate, deadlines: deadlines}
 }
 
 func value(t testing.TB, c prometheus.Metric) float64 {

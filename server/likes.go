@@ -17,7 +17,7 @@ const maxCountWait = 500 * time.Millisecond
 
 // Like makes an actor like a key.
 func (s *counterService) Like(ctx context.Context, req *plusonev1.LikeRequest) (*plusonev1.LikeResponse, error) {
-	a, err := s.setLike(ctx, req, counter.SetLiked)
+	a, err := s.setLike(ctx, req, counter.SetLiked, methodLike)
 	if err != nil {
 		return nil, err
 	}
@@ -26,7 +26,7 @@ func (s *counterService) Like(ctx context.Context, req *plusonev1.LikeRequest) (
 
 // Unlike takes an actor's like of a key back.
 func (s *counterService) Unlike(ctx context.Context, req *plusonev1.UnlikeRequest) (*plusonev1.UnlikeResponse, error) {
-	a, err := s.setLike(ctx, req, counter.SetUnliked)
+	a, err := s.setLike(ctx, req, counter.SetUnliked, methodUnlike)
 	if err != nil {
 		return nil, err
 	}
@@ -42,10 +42,13 @@ type likeAnswer struct {
 }
 
 // setLike sets a like and then reads the count. The like is acknowledged whatever becomes of that read.
-func (s *counterService) setLike(ctx context.Context, req likeRequest, action counter.LikeAction) (likeAnswer, error) {
+func (s *counterService) setLike(ctx context.Context, req likeRequest, action counter.LikeAction, by string) (likeAnswer, error) {
 	var v violations
 	change := checkLike(req, action, &v)
 	if err := s.metrics.refuse(&v); err != nil {
+		return likeAnswer{}, err
+	}
+	if err := s.gate.change(ctx, &change, by); err != nil {
 		return likeAnswer{}, err
 	}
 	// The change and the read share the time, so that after both there is as much left to answer in.

@@ -82,6 +82,11 @@ func New(store Store, reports Reports, config Config) (*Server, error) {
 	if err := m.register(config.Registry, cache, in); err != nil {
 		return nil, fmt.Errorf("register metrics: %w", err)
 	}
+	deadlines := deadline.NewTimers()
+	gate, err := newGate(config, m, deadlines)
+	if err != nil {
+		return nil, fmt.Errorf("register metrics: %w", err)
+	}
 
 	s := &Server{health: health.NewServer(), cache: cache, log: log, admission: in, ending: make(chan struct{})}
 	var who *access
@@ -94,7 +99,7 @@ func New(store Store, reports Reports, config Config) (*Server, error) {
 	}
 	s.grpc = grpc.NewServer(options...)
 	plusonev1.RegisterCounterServiceServer(s.grpc, &counterService{
-		store: store, cache: cache, config: config, metrics: m, deadlines: deadline.NewTimers(),
+		store: store, cache: cache, config: config, metrics: m, gate: gate, deadlines: deadlines,
 	})
 	plusonev1.RegisterReportServiceServer(s.grpc, &reportService{reports: reports, config: config, metrics: m})
 	healthpb.RegisterHealthServer(s.grpc, s.health)

@@ -55,6 +55,9 @@ type Change struct {
 	// if the caller gave none.
 	Actor   string
 	OncePer time.Duration
+	// ImpliedOncePer says that OncePer is not the caller's but a policy's, which may be another one when the caller tries
+	// again: the change is the same.
+	ImpliedOncePer bool
 	// Like, if it is not NoLike, makes the change one of Actor's like of its one key. The entry's delta is
 	// then 0: what the like adds depends on what it stood at.
 	Like LikeAction

@@ -55,7 +55,11 @@ func (c Change) Fingerprint() uint64 {
 	}
 	b := binary.LittleEndian.AppendUint64(buf[:0], entries)
 	b = binary.AppendUvarint(b, uint64(len(c.Entries)))
-	b = binary.AppendVarint(b, int64(c.OncePer))
+	if c.ImpliedOncePer {
+		b = binary.AppendVarint(b, 0)
+	} else {
+		b = binary.AppendVarint(b, int64(c.OncePer))
+	}
 	b = append(b, c.Actor...)
 	if c.Like != NoLike {
 		b = append(b, 0xff, byte(c.Like)) // no actor has the byte 0xff

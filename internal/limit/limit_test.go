@@ -71,7 +71,9 @@ func TestParseRate(t *testing.T) {
 
 // exercise tests what any limiter does. Advance lets time pass.
 func exercise(t *testing.T, l limiter, advance func(time.Duration)) {
-	actor := func(scope, who, r string) Want { return Want{Kind: Actor, Scope: scope, Who: who, Rate: rate(t, r), Cost: 1} }
+	actor := func(scope, who, r string) Want {
+		return Want{Kind: Actor, Scope: scope, Who: who, Rate: rate(t, r), Cost: 1}
+	}
 
 	// A bucket is full at first, and is filled token by token.
 	first := actor("views", "a", "10/1s burst 3")
