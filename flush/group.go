@@ -165,7 +165,8 @@ type balance struct {
 	total int64
 	// likes is the part of the total that comes from likes, before that which was added without a history.
 	likes, before int64
-	// history is the sum of the bucket that starts at the moment bucket, in Unix ms.
+	// history is the sum of the bucket that starts at the moment bucket, in Unix ms, or where that is noBucket what was added
+	// before history.
 	bucket, history int64
 }
 

@@ -29,6 +29,8 @@ const (
 type PostgresOptions struct {
 	// History is HistoryHour if empty.
 	History History
+	// HistoryOf, if not nil, tells the history of keys that have one of their own.
+	HistoryOf HistoryOf
 	// DedupeWindow is counter.DefaultDedupeWindow if 0.
 	DedupeWindow time.Duration
 	// MaxConns bounds the connections, not counting one for each flush lock held; 0 is 16.

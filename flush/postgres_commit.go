@@ -50,6 +50,14 @@ FROM unnest($1::text[], $2::bigint[], $3::bigint[]) AS u (key, delta, likes)
 ON CONFLICT (key, shard) DO UPDATE SET count = c.count + excluded.count, likes = c.likes + excluded.likes,
     before_history = c.before_history + excluded.before_history, updated_at = excluded.updated_at`
 
+	// The same where a history is kept of some.
+	addCountersPartlyBeforeHistorySQL = `
+INSERT INTO counters AS c (key, shard, count, likes, before_history, updated_at)
+SELECT u.key, $5::smallint, u.delta, coalesce(u.likes, 0), u.before, now()
+FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[]) AS u (key, delta, likes, before)
+ON CONFLICT (key, shard) DO UPDATE SET count = c.count + excluded.count, likes = c.likes + excluded.likes,
+    before_history = c.before_history + excluded.before_history, updated_at = excluded.updated_at`
+
 	// $5 is the moment whose bucket is meant, null for now. The subquery is evaluated once, and not for each row.
 	addHistorySQL = `
 INSERT INTO history AS h (key, bucket, shard, delta)
@@ -179,10 +187,15 @@ func (p *Postgres) commitWithClaims(ctx context.Context, g *group, careful bool)
 	return d.verdicts, asOf(tx.now, tx.sent), nil
 }
 
-// queueSums adds sums to counters and history.
+// queueSums adds sums to counters and history. Counters are locked in the order of their keys, whatever their history, and
+// a row of history is only written with its counter locked.
 func (p *Postgres) queueSums(batch *pgx.Batch, rounds []deltas, shard int, at *time.Time) {
 	for _, round := range rounds {
 		if len(round.keys) == 0 {
+			continue
+		}
+		if p.opts.HistoryOf != nil {
+			p.queueDivided(batch, round, shard, at)
 			continue
 		}
 		if p.opts.History == HistoryNone {
@@ -191,6 +204,22 @@ func (p *Postgres) queueSums(batch *pgx.Batch, rounds []deltas, shard int, at *t
 		}
 		batch.Queue(addCountersSQL, round.keys, round.values, round.likes, shard)
 		batch.Queue(addHistorySQL, round.keys, round.values, shard, string(p.opts.History), at)
+	}
+}
+
+// queueDivided is queueSums where keys have histories of their own.
+func (p *Postgres) queueDivided(batch *pgx.Batch, sums deltas, shard int, at *time.Time) {
+	before, hours, minutes := p.opts.HistoryOf.divide(sums, p.opts.History)
+	if before == nil {
+		batch.Queue(addCountersSQL, sums.keys, sums.values, sums.likes, shard)
+	} else {
+		batch.Queue(addCountersPartlyBeforeHistorySQL, sums.keys, sums.values, sums.likes, before, shard)
+	}
+	if len(hours.keys) > 0 {
+		batch.Queue(addHistorySQL, hours.keys, hours.values, shard, string(HistoryHour), at)
+	}
+	if len(minutes.keys) > 0 {
+		batch.Queue(addHistorySQL, minutes.keys, minutes.values, shard, string(HistoryMinute), at)
 	}
 }
 

@@ -27,6 +27,8 @@ const sqliteReaders = 4
 type SQLiteOptions struct {
 	// History is HistoryHour if empty.
 	History History
+	// HistoryOf, if not nil, tells the history of keys that have one of their own.
+	HistoryOf HistoryOf
 	// DedupeWindow is counter.DefaultDedupeWindow if 0.
 	DedupeWindow time.Duration
 	// Clock is time.Now if nil.

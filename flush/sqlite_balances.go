@@ -65,15 +65,18 @@ func (w *sqliteWriter) checkBalances() error {
 // balances returns what the ledger holds of keys, in their order, with the bucket that a change would go to: without a
 // history, what was added before one.
 func (s *SQLite) balances(w *sqliteWriter, keys []string, now int64) (map[string]*balance, error) {
-	bucket := s.opts.History.bucket(now)
 	all := make([]balance, len(keys))
 	held := make(map[string]*balance, len(keys))
 	var unknown, buckets []any
 	for i, key := range keys {
+		bucket := s.opts.HistoryOf.of(key, s.opts.History).bucket(now)
 		known, ok := w.known.get(key)
 		if !ok || known.bucket != bucket {
 			known = balance{bucket: bucket}
-			unknown, buckets = append(unknown, key), append(buckets, key, bucket)
+			unknown = append(unknown, key)
+			if bucket != noBucket {
+				buckets = append(buckets, key, bucket)
+			}
 		}
 		all[i] = known
 		held[key] = &all[i]
@@ -81,10 +84,10 @@ func (s *SQLite) balances(w *sqliteWriter, keys []string, now int64) (map[string
 	if err := w.query(&findTotals, unknown, func(row sqliteRow) {
 		b := held[row.text(0)]
 		b.total, b.likes, b.before = row.integer(1), row.integer(2), row.integer(3)
-		if s.opts.History == HistoryNone {
+		if b.bucket == noBucket {
 			b.history = b.before // it moves as a bucket would
 		}
-	}); err != nil || s.opts.History == HistoryNone {
+	}); err != nil {
 		return held, err
 	}
 	return held, w.query(&findHistory, buckets, func(row sqliteRow) {

@@ -216,15 +216,16 @@ func (s *SQLite) write(w *sqliteWriter, d *decision, held *standing, now int64) 
 	for _, key := range keys {
 		b := held.balances[key]
 		b.likes += d.likes[key]
-		if s.opts.History == HistoryNone {
+		if b.bucket == noBucket {
 			b.before = b.history
+		} else {
+			history = append(history, key, b.bucket, b.history)
 		}
 		totals = append(totals, key, b.total, b.likes, b.before, now)
-		history = append(history, key, b.bucket, b.history)
 		// Should the transaction fail, the writer is closed, and with it goes what it knows.
 		w.known.put(key, *b)
 	}
-	if err := w.exec(&setTotals, totals); err != nil || s.opts.History == HistoryNone {
+	if err := w.exec(&setTotals, totals); err != nil {
 		return err
 	}
 	return w.exec(&setHistory, history)

@@ -19,15 +19,17 @@ const (
 // second. It is used by one goroutine.
 type hotDetector struct {
 	threshold uint32 // changes a second, 0 finds nothing
-	until     time.Time
-	cells     [hotCells]uint32
-	exact     map[string]uint32
-	found     map[string]bool // in this second
+	// of, if not nil, tells the threshold of a key that has one of its own.
+	of    func(key string) (threshold int, own bool)
+	until time.Time
+	cells [hotCells]uint32
+	exact map[string]uint32
+	found map[string]bool // in this second
 }
 
-func newHotDetector(threshold int) *hotDetector {
+func newHotDetector(threshold int, of func(key string) (int, bool)) *hotDetector {
 	return &hotDetector{
-		threshold: uint32(threshold), exact: map[string]uint32{}, found: map[string]bool{},
+		threshold: uint32(threshold), of: of, exact: map[string]uint32{}, found: map[string]bool{},
 	}
 }
 
@@ -44,11 +46,17 @@ func (d *hotDetector) begin(now time.Time) {
 
 // add counts n changes of a key and reports whether that makes it hot, once a second.
 func (d *hotDetector) add(key string, n int) bool {
-	if d.threshold == 0 {
+	threshold := d.threshold
+	if d.of != nil {
+		if n, own := d.of(key); own {
+			threshold = uint32(n)
+		}
+	}
+	if threshold == 0 {
 		return false
 	}
 	cell := &d.cells[xxhash.Sum64String(key)%hotCells]
-	if *cell < d.threshold {
+	if *cell < threshold {
 		*cell += uint32(n)
 		return false
 	}
@@ -58,7 +66,7 @@ func (d *hotDetector) add(key string, n int) bool {
 	}
 	count += uint32(n)
 	d.exact[key] = count
-	if count < d.threshold || d.found[key] {
+	if count < threshold || d.found[key] {
 		return false
 	}
 	d.found[key] = true

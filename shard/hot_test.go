@@ -8,7 +8,7 @@ import (
 
 func TestHotDetector(t *testing.T) {
 	t.Parallel()
-	d := newHotDetector(100)
+	d := newHotDetector(100, nil)
 	now := time.Now()
 	d.begin(now)
 	found := map[string]int{}
@@ -42,9 +42,37 @@ func TestHotDetector(t *testing.T) {
 	if found["hot"] != 2 {
 		t.Errorf("the hot key was found %d times in two seconds, want 2", found["hot"])
 	}
-	off := newHotDetector(0)
+	off := newHotDetector(0, nil)
 	off.begin(now)
 	if off.add("hot", 1_000_000) {
 		t.Error("a detector without a threshold found a key")
+	}
+}
+
+// Keys may have thresholds of their own.
+func TestHotDetectorOfKeys(t *testing.T) {
+	t.Parallel()
+	d := newHotDetector(100, func(key string) (int, bool) {
+		switch key {
+		case "never":
+			return 0, true
+		case "soon":
+			return 10, true
+		case "late":
+			return 1000, true
+		}
+		return 0, false
+	})
+	d.begin(time.Now())
+	found := map[string]int{}
+	for range 150 {
+		for _, key := range []string{"never", "soon", "late", "usual"} {
+			if d.add(key, 2) && found[key] == 0 {
+				found[key] = 1
+			}
+		}
+	}
+	if len(found) != 2 || found["soon"] == 0 || found["usual"] == 0 {
+		t.Errorf("found %v with 300 changes each", found)
 	}
 }

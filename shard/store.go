@@ -24,8 +24,11 @@ type Config struct {
 	BaseTTL, MissingTTL time.Duration
 	// HotThreshold is how many changes a second of one key, on this server, make it hot; 0 spreads no key.
 	HotThreshold int
-	Metrics      *Metrics
-	Logger       *slog.Logger
+	// HotThresholdOf, if not nil, tells the threshold of a key that has one of its own. It is asked for each key of a
+	// batch, by one goroutine for each lane.
+	HotThresholdOf func(key string) (threshold int, own bool)
+	Metrics        *Metrics
+	Logger         *slog.Logger
 }
 
 // Store is the live store of sharded mode. It is safe for concurrent use.

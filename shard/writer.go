@@ -118,7 +118,7 @@ type writer struct {
 func newWriter(s *Store) *writer {
 	w := &writer{
 		scripts: s.scripts, dedupe: s.cfg.Dedupe.Milliseconds(), clock: s.clock, markers: s.markers, metrics: s.metrics,
-		hot: newHotDetector(s.cfg.HotThreshold), onHot: s.spreader.add, batch: newBatch(s.cfg.Shards),
+		hot: newHotDetector(s.cfg.HotThreshold, s.cfg.HotThresholdOf), onHot: s.spreader.add, batch: newBatch(s.cfg.Shards),
 	}
 	w.queue = groupcommit.New(groupcommit.Config[*job]{
 		MaxQueue: maxQueueEntries, MaxBatch: maxBatchEntries, Weigh: (*job).weight,
