@@ -224,7 +224,7 @@ func FuzzErrors(f *testing.F) {
 		codes.InvalidArgument, codes.NotFound, codes.AlreadyExists, codes.PermissionDenied, codes.FailedPrecondition,
 		codes.OutOfRange, codes.Unimplemented, codes.Unauthenticated,
 	}
-	nothingFor := []string{"STORE_UNAVAILABLE", "OVERLOADED", "STORE_FULL"}
+	nothingFor := []string{"STORE_UNAVAILABLE", "OVERLOADED", "STORE_FULL", "RATE_LIMITED", "GUARD_UNAVAILABLE"}
 	f.Fuzz(func(t *testing.T, wire []byte) {
 		s := decode(wire, &statuspb.Status{})
 		if s.GetCode() == int32(codes.OK) { // which is no error, and no code for one

@@ -54,8 +54,9 @@ func WithMaxKeys(n int) CoalescerOption {
 	return func(c *coalescerConfig) { c.maxKeys = int64(n) }
 }
 
-// WithMaxDelta tells the largest delta that the server takes, either way, if that is less than DefaultMaxDelta. A larger
-// sum is sent in several parts.
+// WithMaxDelta tells the largest delta that the server takes, either way, if that is less than DefaultMaxDelta: by its own
+// setting, or by the policies of the namespaces, of which the least counts. A larger sum is sent in several parts; without
+// this option the server would refuse it.
 func WithMaxDelta(n int64) CoalescerOption {
 	return func(c *coalescerConfig) { c.maxDelta = n }
 }

@@ -42,8 +42,11 @@ var (
 var (
 	// ErrUnavailable: no server, or not its store, could be reached.
 	ErrUnavailable = errors.New("plusone: unavailable")
-	// ErrOverloaded: the server sheds load, or its store is full.
+	// ErrOverloaded: the server sheds load, its store is full, or it is ErrRateLimited.
 	ErrOverloaded = errors.New("plusone: overloaded")
+	// ErrRateLimited: the actor or the caller has changed as much as a policy of the server allows. Error.RetryAfter says
+	// when there is room again; a call that has less time left than that is not repeated by the client.
+	ErrRateLimited = errors.New("plusone: rate limit is reached")
 )
 
 // ErrClosed: the Client was closed before or during the call.
@@ -62,6 +65,8 @@ const (
 	reasonOverloaded       = "OVERLOADED"
 	reasonStoreFull        = "STORE_FULL"
 	reasonStoreUnavailable = "STORE_UNAVAILABLE"
+	reasonRateLimited      = "RATE_LIMITED"
+	reasonGuardUnavailable = "GUARD_UNAVAILABLE"
 )
 
 // Error is what every failed call returns. Use errors.Is with the package's sentinels, or with
@@ -148,6 +153,8 @@ func (e *Error) Is(target error) bool {
 		return e.Code == codes.Unavailable
 	case ErrOverloaded:
 		return e.Code == codes.ResourceExhausted
+	case ErrRateLimited:
+		return e.Reason == reasonRateLimited
 	case context.DeadlineExceeded:
 		// A server may notice that the call's deadline has passed before the client does.
 		return e.Code == codes.DeadlineExceeded
@@ -200,7 +207,7 @@ func (e *Error) mayHaveCounted() bool {
 		return false
 	}
 	switch e.Reason {
-	case reasonStoreUnavailable, reasonOverloaded, reasonStoreFull:
+	case reasonStoreUnavailable, reasonOverloaded, reasonStoreFull, reasonRateLimited, reasonGuardUnavailable:
 		return false
 	}
 	return true

@@ -19,8 +19,8 @@ func TestTypedErrors(t *testing.T) {
 	t.Parallel()
 	sentinels := []error{
 		client.ErrInDoubt, client.ErrInvalid, client.ErrRequestIDReused, client.ErrRequestIDExpired,
-		client.ErrRequestIDEarly, client.ErrOverflow, client.ErrUnavailable, client.ErrOverloaded, client.ErrClosed,
-		client.ErrUnauthenticated, client.ErrPermissionDenied, context.Canceled, context.DeadlineExceeded,
+		client.ErrRequestIDEarly, client.ErrOverflow, client.ErrUnavailable, client.ErrOverloaded, client.ErrRateLimited,
+		client.ErrClosed, client.ErrUnauthenticated, client.ErrPermissionDenied, context.Canceled, context.DeadlineExceeded,
 	}
 	for _, test := range []struct {
 		code   codes.Code
@@ -36,6 +36,8 @@ func TestTypedErrors(t *testing.T) {
 		{codes.PermissionDenied, "NAMESPACE_DENIED", []error{client.ErrPermissionDenied}},
 		{codes.ResourceExhausted, "OVERLOADED", []error{client.ErrOverloaded}},
 		{codes.ResourceExhausted, "STORE_FULL", []error{client.ErrOverloaded}},
+		{codes.ResourceExhausted, "RATE_LIMITED", []error{client.ErrOverloaded, client.ErrRateLimited}},
+		{codes.Unavailable, "GUARD_UNAVAILABLE", []error{client.ErrUnavailable}},
 		{codes.Unavailable, "STORE_UNAVAILABLE", []error{client.ErrUnavailable}},
 		{codes.Unavailable, "OUTCOME_UNKNOWN", []error{client.ErrUnavailable, client.ErrInDoubt}},
 	} {
@@ -124,6 +126,7 @@ func TestUnsendableRequests(t *testing.T) {
 	}{
 		{"key", func() error { _, err := c.Increment(ctx, bad, 1); return err }},
 		{"actor", func() error { _, err := c.Increment(ctx, "a", 1, client.OncePer(bad, time.Hour)); return err }},
+		{"actor", func() error { _, err := c.Increment(ctx, "a", 1, client.ByActor(bad)); return err }},
 		{"request_id", func() error { _, err := c.Increment(ctx, "a", 1, client.WithRequestID(bad)); return err }},
 		{"", func() error { _, err := c.Increment(ctx, huge, 1); return err }},
 		{"entries[1].key", func() error {

@@ -143,6 +143,14 @@ func (id requestID) applyLike(o *likeOptions)                      { o.requestID
 // knows an id for its dedupe window only. An empty id is as none.
 func WithRequestID(id string) ChangeOption { return requestID(id) }
 
+type byActor string
+
+func (a byActor) applyIncrement(r *plusonev1.IncrementRequest) { r.Actor = string(a) }
+
+// ByActor names who acts (1 to 128 bytes, a user id for example), for the policies of the server: how often an actor may
+// change what, who must not, and where each change must name its actor.
+func ByActor(actor string) IncrementOption { return byActor(actor) }
+
 type oncePer struct {
 	actor string
 	per   time.Duration

@@ -153,14 +153,14 @@ func wantsOf(ctx context.Context, c *counter.Change, p *policy.Policy) []limit.W
 	wants := make([]limit.Want, 0, 3)
 	if l := p.ActorKey; l != nil && c.Actor != "" {
 		wants = append(wants, limit.Want{
-			Kind: limit.ActorKey, Scope: l.Scope, Who: c.Actor, Key: c.Entries[0].Key, Rate: l.Rate, Cost: 1,
+			Kind: limit.ActorKey, Scope: l.Buckets, Who: c.Actor, Key: c.Entries[0].Key, Rate: l.Rate, Cost: 1,
 		})
 	}
 	if l := p.Actor; l != nil && c.Actor != "" {
-		wants = append(wants, limit.Want{Kind: limit.Actor, Scope: l.Scope, Who: c.Actor, Rate: l.Rate, Cost: 1})
+		wants = append(wants, limit.Want{Kind: limit.Actor, Scope: l.Buckets, Who: c.Actor, Rate: l.Rate, Cost: 1})
 	}
 	if l := p.Caller; l != nil {
-		wants = append(wants, limit.Want{Kind: limit.Caller, Scope: l.Scope, Who: callerOf(ctx), Rate: l.Rate, Cost: 1})
+		wants = append(wants, limit.Want{Kind: limit.Caller, Scope: l.Buckets, Who: callerOf(ctx), Rate: l.Rate, Cost: 1})
 	}
 	return wants
 }
@@ -301,12 +301,12 @@ func batchWants(sizes map[*policy.Policy]int64, actor, caller string) []limit.Wa
 			return
 		}
 		for i := range wants { // policies share the limits of the default
-			if wants[i].Kind == kind && wants[i].Scope == l.Scope {
+			if wants[i].Kind == kind && wants[i].Scope == l.Buckets {
 				wants[i].Cost += cost
 				return
 			}
 		}
-		wants = append(wants, limit.Want{Kind: kind, Scope: l.Scope, Who: who, Rate: l.Rate, Cost: cost})
+		wants = append(wants, limit.Want{Kind: kind, Scope: l.Buckets, Who: who, Rate: l.Rate, Cost: cost})
 	}
 	if actor != "" {
 		for p, size := range sizes {

@@ -134,7 +134,9 @@ namespaces:
 		}
 	}
 	denied := func(reason string) failure { return failure{code: codes.PermissionDenied, reason: reason} }
-	one := func(key string, delta int64) *plusonev1.BatchEntry { return &plusonev1.BatchEntry{Key: key, Delta: delta} }
+	one := func(key string, delta int64) *plusonev1.BatchEntry {
+		return &plusonev1.BatchEntry{Key: key, Delta: delta}
+	}
 	bound := func(actor string) *identity.Identity { return &identity.Identity{Name: "app", Actor: actor} }
 	expired := failure{code: codes.FailedPrecondition, reason: reasonRequestIDExpired}
 	invalid := func(fields ...string) failure {

@@ -73,6 +73,11 @@ func TestRefusals(t *testing.T) {
 		{args: "serve --redis-wait-replicas=-1 " + postgres + " " + redis, want: "--redis-wait-replicas is -1"},
 		{args: "serve --redis-wait-timeout=1s " + postgres + " " + redis, want: "--redis-wait-timeout is 1s"},
 		{args: "serve --flush-interval=0s " + postgres + " " + redis, want: "--flush-interval is 0s"},
+		{args: "serve --deny-redis-key=plusone:denied", want: "--deny-redis-key has no effect in embedded mode"},
+		{args: "serve --deny-redis-key=plusone:{0}:meta " + postgres + " " + redis, want: "must not begin as the keys of counts do"},
+		{args: "policy", want: `expected "check"`},
+		{args: "policy check", want: `expected "<file>"`},
+		{args: "policy check --max-delta=0 x.yaml", want: "--max-delta is 0"},
 		{args: "migrate --http-addr=127.0.0.1:0", want: "unknown flag --http-addr"},
 	} {
 		t.Run(test.args+test.env, func(t *testing.T) {

@@ -17,6 +17,9 @@ import (
 	"github.com/plusone-dev/plusone/internal/certs"
 	"github.com/plusone-dev/plusone/internal/certtest"
 	"github.com/plusone-dev/plusone/internal/connlimit"
+	"github.com/plusone-dev/plusone/internal/deny"
+	"github.com/plusone-dev/plusone/internal/limit"
+	"github.com/plusone-dev/plusone/internal/policy"
 	"github.com/plusone-dev/plusone/internal/reload"
 	"github.com/plusone-dev/plusone/internal/testproc"
 	"github.com/plusone-dev/plusone/server"
@@ -100,13 +103,21 @@ func envOf(flag string) string {
 	return "PLUSONE_" + strings.ToUpper(strings.ReplaceAll(strings.TrimPrefix(flag, "--"), "-", "_"))
 }
 
+type noPolicies struct{}
+
+func (noPolicies) Of(string) *policy.Policy { return nil }
+
 // The metrics of the documentation are those that exist.
 func TestDocumentedMetrics(t *testing.T) {
 	t.Parallel()
 	registry := prometheus.NewRegistry()
 	logger := slog.New(slog.DiscardHandler)
-	s, err := server.New(nil, nil, server.Config{Registry: registry, Logger: logger})
+	s, err := server.New(nil, nil, server.Config{
+		Registry: registry, Logger: logger, Policies: noPolicies{}, Limiter: limit.NewMemory(limit.NewMetrics(registry)),
+	})
 	must(t, err)
+	reload.NewMetrics(registry)
+	deny.NewMetrics(registry)
 	defer func() { must(t, s.Shutdown(context.Background())) }()
 	direct, err := flush.NewDirect(nil, flush.DirectConfig{Registry: registry, Logger: logger})
 	must(t, err)
@@ -130,7 +141,7 @@ func TestDocumentedMetrics(t *testing.T) {
 	slices.Sort(want)
 	want = slices.Compact(want)
 
-	got := regexp.MustCompile("plusone_(?:grpc|server|cache|direct|redis|shard|flush|auth|tls|reload|reloads|connections)_[a-z_]+").FindAllString(readDoc(t, "docs/operating.md"), -1)
+	got := regexp.MustCompile("plusone_(?:grpc|server|cache|direct|redis|shard|flush|auth|tls|reloads?|connections|gate|limit|deny)_[a-z_]+").FindAllString(readDoc(t, "docs/operating.md"), -1)
 	slices.Sort(got)
 	got = slices.Compact(got)
 	for _, metric := range want {

@@ -28,6 +28,7 @@ var groups = kong.Groups{
 	"sharded":  "Sharded mode:",
 	"listen":   "Addresses:",
 	"access":   "Who may call:",
+	"policy":   "What may count:",
 	"limits":   "Limits:",
 	"audit":    "Audit:",
 	"log":      "Log:",
@@ -48,6 +49,7 @@ type commandLine struct {
 	Migrate migrateCommand `cmd:"" help:"Bring the ledger's schema up to date, record its settings, and exit. Serve and flush do that too."`
 	Audit   auditCommand   `cmd:"" help:"Compare counters with their history and likes, and in sharded mode what Redis caches with Postgres, on a live system. Exit code 0: they agree, 1: they differ, 2: it failed."`
 	Token   tokenCommand   `cmd:"" help:"Draw a token for a caller, and print it with its entry in the file of --tokens-file."`
+	Policy  policyCommand  `cmd:"" help:"Check policy files."`
 	Version versionCommand `cmd:"" help:"Print the version."`
 }
 
@@ -84,6 +86,8 @@ func (line *commandLine) parse(args []string, stdout, stderr io.Writer) (command
 		return &line.Migrate, line.Migrate.check(given)
 	case "audit":
 		return &line.Audit, line.Audit.check(given)
+	case "check":
+		return &line.Policy.Check, line.Policy.Check.check(given)
 	default:
 		return &line.Version, nil
 	}

@@ -20,6 +20,7 @@ type flushCommand struct {
 	workerFlags
 	processFlags
 	listenFlags
+	policyFileFlags
 }
 
 func (c *flushCommand) check(given []*kong.Flag) error {
@@ -37,18 +38,26 @@ func (c *flushCommand) run(ctx context.Context, env environment) error {
 		return err
 	}
 	registry := newRegistry()
-	p, err := c.open(ctx, "", registry, reload.NewMetrics(registry), env.logger)
+	reloads := reload.NewMetrics(registry)
+	p, err := c.listenFlags.open(ctx, "", registry, reloads, env.logger)
 	if err != nil {
 		return err
 	}
-	return errors.Join(c.drain(ctx, env, addr, registry, p), p.close())
+	policies, err := c.policyFileFlags.open(drainBounds(), flush.ModeSharded, reloads, env.logger)
+	if err != nil {
+		return errors.Join(err, p.close())
+	}
+	defer policies.close()
+	return errors.Join(c.drain(ctx, env, addr, registry, policies, p), p.close())
 }
 
 // drain drains windows, and serves HTTP at addr.
-func (c *flushCommand) drain(ctx context.Context, env environment, addr *net.TCPAddr, registry *prometheus.Registry, p *ports) error {
+func (c *flushCommand) drain(ctx context.Context, env environment, addr *net.TCPAddr, registry *prometheus.Registry,
+	policies *policies, p *ports,
+) error {
 	d, err := openSharded(ctx, shardedOptions{
 		ledgerOptions: ledgerOptions{
-			storeFlags: c.storeFlags, history: c.History, maxConns: c.PostgresMaxConns, logger: env.logger,
+			storeFlags: c.storeFlags, history: c.History, policies: policies, maxConns: c.PostgresMaxConns, logger: env.logger,
 		},
 		worker: &c.workerFlags,
 	}, registry)

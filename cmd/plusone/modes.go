@@ -7,6 +7,7 @@ import (
 	"log/slog"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/redis/rueidis"
 
 	"github.com/plusone-dev/plusone/flush"
 	"github.com/plusone-dev/plusone/server"
@@ -25,14 +26,15 @@ type ledgerOptions struct {
 	storeFlags
 	data     string // the file of SQLite
 	history  flush.History
-	maxConns int // of Postgres, 0 for its default
+	policies *policies // may be nil
+	maxConns int       // of Postgres, 0 for its default
 	logger   *slog.Logger
 }
 
 // openSQLite opens, migrates and checks the ledger of embedded mode.
 func openSQLite(ctx context.Context, o ledgerOptions) (*flush.SQLite, error) {
 	ledger, err := flush.OpenSQLite(ctx, o.data, flush.SQLiteOptions{
-		History: o.history, DedupeWindow: o.DedupeWindow, Logger: o.logger,
+		History: o.history, HistoryOf: o.policies.historyOf(), DedupeWindow: o.DedupeWindow, Logger: o.logger,
 	})
 	if err != nil {
 		return nil, err
@@ -46,7 +48,7 @@ func openSQLite(ctx context.Context, o ledgerOptions) (*flush.SQLite, error) {
 // openPostgres opens, migrates and checks the ledger of direct and sharded mode.
 func openPostgres(ctx context.Context, mode flush.Mode, o ledgerOptions) (*flush.Postgres, error) {
 	ledger, err := flush.OpenPostgres(ctx, o.PostgresURL, flush.PostgresOptions{
-		History: o.history, DedupeWindow: o.DedupeWindow, MaxConns: o.maxConns, Logger: o.logger,
+		History: o.history, HistoryOf: o.policies.historyOf(), DedupeWindow: o.DedupeWindow, MaxConns: o.maxConns, Logger: o.logger,
 	})
 	if err != nil {
 		return nil, err
@@ -76,7 +78,9 @@ type deployment struct {
 	store liveStore // nil for a worker alone
 	// reports is the ledger.
 	reports server.Reports
-	worker  *worker // nil if this process does not drain windows
+	worker  *worker        // nil if this process does not drain windows
+	redis   rueidis.Client // nil if the mode has none
+	gate    *gate          // nil for a worker alone
 	close   func() error
 }
 
@@ -85,6 +89,9 @@ func (d *deployment) stop(ctx context.Context) error {
 	var err error
 	if d.store != nil {
 		err = d.store.Close(ctx)
+	}
+	if d.gate != nil {
+		err = errors.Join(err, d.gate.close(ctx))
 	}
 	if d.worker != nil {
 		d.worker.stop(ctx)
@@ -137,7 +144,7 @@ func openSharded(ctx context.Context, o shardedOptions, registry *prometheus.Reg
 		ledger.Close()
 		return nil, err
 	}
-	d := &deployment{mode: flush.ModeSharded, reports: ledger, close: func() error {
+	d := &deployment{mode: flush.ModeSharded, reports: ledger, redis: client, close: func() error {
 		client.Close()
 		ledger.Close()
 		return nil
@@ -155,7 +162,8 @@ func openSharded(ctx context.Context, o shardedOptions, registry *prometheus.Reg
 		d.store = shard.New(scripts, ledger, shard.Config{
 			Shards: o.Shards, Dedupe: o.DedupeWindow, Cluster: scripts.Cluster(),
 			BaseTTL: o.store.BaseTTL, MissingTTL: o.store.MissingTTL, HotThreshold: o.store.HotThreshold,
-			Metrics: shard.NewMetrics(registry), Logger: o.logger,
+			HotThresholdOf: o.policies.hotThresholdOf(),
+			Metrics:        shard.NewMetrics(registry), Logger: o.logger,
 		})
 	}
 	if o.worker != nil {

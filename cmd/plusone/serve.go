@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/mem"
 
 	"github.com/plusone-dev/plusone/flush"
+	"github.com/plusone-dev/plusone/internal/reload"
 	"github.com/plusone-dev/plusone/server"
 )
 
@@ -32,6 +33,8 @@ type serveCommand struct {
 	Flush bool `group:"sharded" default:"true" help:"Also drain windows into Postgres. Set --flush=false on servers that leave that to others, of which there must be at least one."`
 	workerFlags
 	limitFlags
+	policyFileFlags
+	denyFlags
 }
 
 // shardFlags are of the live store of sharded mode.
@@ -76,7 +79,7 @@ func (f *limitFlags) check() error {
 
 func (c *serveCommand) check(given []*kong.Flag) error {
 	return errors.Join(c.storeFlags.check(given), c.ledgerFlags.check(), c.processFlags.check(), c.shardFlags.check(),
-		c.workerFlags.check(), c.limitFlags.check(), c.listenFlags.check(), c.accessFlags.check(given, c.tls()))
+		c.workerFlags.check(), c.limitFlags.check(), c.listenFlags.check(), c.accessFlags.check(given, c.tls()), c.denyFlags.check())
 }
 
 // run serves until ctx ends, and then stops in order.
@@ -99,16 +102,18 @@ func (c *serveCommand) run(ctx context.Context, env environment) error {
 
 // serve serves at an entrance.
 func (c *serveCommand) serve(ctx context.Context, env environment, addrs serveAddrs, registry *prometheus.Registry, e *entrance) error {
-	d, err := c.open(ctx, registry, env.logger)
+	d, err := c.open(ctx, registry, e.files, env.logger)
 	if err != nil {
 		return err
 	}
-	s, err := server.New(d.store, d.reports, server.Config{
+	config := server.Config{
 		Logger: env.logger, Registry: registry, Mode: string(d.mode),
 		TLS: e.ports.grpcTLS(), Authenticator: e.authenticator(), PrivateHealth: !c.HealthPublic,
 		NoReflection: c.Reflection == "off" || c.Reflection == "auto" && !addrs.grpc.IP.IsLoopback(),
 		MaxDelta:     c.MaxDelta, RequestTimeout: c.RequestTimeout, CacheBytes: c.CacheBytes, MaxInFlight: c.MaxInFlight,
-	})
+	}
+	d.gate.configure(&config)
+	s, err := server.New(d.store, d.reports, config)
 	if err != nil {
 		return errors.Join(err, c.stop(ctx, nil, d))
 	}
@@ -148,13 +153,32 @@ func (c *serveCommand) stop(ctx context.Context, s *server.Server, d *deployment
 	return errors.Join(err, d.stop(within))
 }
 
-// open opens the store of the mode that the flags choose, and its worker.
-func (c *serveCommand) open(ctx context.Context, registry *prometheus.Registry, logger *slog.Logger) (*deployment, error) {
+// open opens the store of the mode that the flags choose, its worker, and its gate.
+func (c *serveCommand) open(ctx context.Context, registry *prometheus.Registry, reloads *reload.Metrics, logger *slog.Logger) (*deployment, error) {
 	mode, err := c.mode()
 	if err != nil {
 		return nil, err
 	}
-	o := ledgerOptions{storeFlags: c.storeFlags, data: c.Data, history: c.History, maxConns: c.PostgresMaxConns, logger: logger}
+	policies, err := c.policyFileFlags.open(c.bounds(), mode, reloads, logger)
+	if err != nil {
+		return nil, err
+	}
+	d, err := c.openStore(ctx, mode, policies, registry, logger)
+	if err != nil {
+		policies.close()
+		return nil, err
+	}
+	if d.gate, err = c.openGate(ctx, policies, d, registry, reloads, logger); err != nil {
+		return nil, errors.Join(err, c.stop(ctx, nil, d))
+	}
+	return d, nil
+}
+
+func (c *serveCommand) openStore(ctx context.Context, mode flush.Mode, policies *policies, registry *prometheus.Registry, logger *slog.Logger,
+) (*deployment, error) {
+	o := ledgerOptions{
+		storeFlags: c.storeFlags, data: c.Data, history: c.History, policies: policies, maxConns: c.PostgresMaxConns, logger: logger,
+	}
 	switch mode {
 	case flush.ModeEmbedded:
 		return openEmbedded(ctx, o, registry)

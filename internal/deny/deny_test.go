@@ -73,7 +73,7 @@ func open(t *testing.T, server *redistest.Server) (*RedisSet, error) {
 	}
 	t.Cleanup(client.Close)
 	s, err := OpenRedis(t.Context(), client, RedisConfig{
-		Key: "plusone:denied", Interval: 20 * time.Millisecond, Registerer: prometheus.NewRegistry(),
+		Key: "plusone:denied", Interval: 20 * time.Millisecond, Metrics: NewMetrics(prometheus.NewRegistry()),
 	})
 	if err == nil {
 		t.Cleanup(s.Close)
@@ -117,22 +117,22 @@ func TestRedisSet(t *testing.T) {
 	// What cannot be read, for whatever reason, changes nothing.
 	server.Do("RENAME", "plusone:denied", "kept")
 	server.Do("SET", "plusone:denied", "no set")
-	eventually(t, "a key of another type is noticed", func() bool { return gauge(t, s.failing) == 1 })
-	if !s.Denied("late") || gauge(t, s.size) != 5000 {
+	eventually(t, "a key of another type is noticed", func() bool { return gauge(t, s.cfg.Metrics.failing) == 1 })
+	if !s.Denied("late") || gauge(t, s.cfg.Metrics.size) != 5000 {
 		t.Error("the set that was read before is not in force")
 	}
 	server.Do("RENAME", "kept", "plusone:denied")
-	eventually(t, "it is read again", func() bool { return gauge(t, s.failing) == 0 })
+	eventually(t, "it is read again", func() bool { return gauge(t, s.cfg.Metrics.failing) == 0 })
 	server.Do("EVAL", `for i = 1, 100000 do redis.call('SADD', 'plusone:denied', 'many:' .. i) end`, "0")
 	if err := s.Reload(t.Context()); err == nil || s.Denied("many:1") || !s.Denied("late") {
 		t.Errorf("a set with too many actors: %v", err)
 	}
 	server.Do("DEL", "plusone:denied")
-	eventually(t, "a set that is gone is empty", func() bool { return !s.Denied("late") && gauge(t, s.failing) == 0 })
+	eventually(t, "a set that is gone is empty", func() bool { return !s.Denied("late") && gauge(t, s.cfg.Metrics.failing) == 0 })
 	server.Do("SADD", "plusone:denied", "last")
 	eventually(t, "it is there again", func() bool { return s.Denied("last") })
 	server.Kill()
-	eventually(t, "a Redis that is down is noticed", func() bool { return gauge(t, s.failing) == 1 })
+	eventually(t, "a Redis that is down is noticed", func() bool { return gauge(t, s.cfg.Metrics.failing) == 1 })
 	if !s.Denied("last") {
 		t.Error("while Redis is down, nobody is denied")
 	}

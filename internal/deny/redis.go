@@ -23,28 +23,47 @@ const (
 	readTimeout = 2 * time.Second
 )
 
-// RedisConfig configures a RedisSet. Key and Registerer are needed.
+// Metrics of a RedisSet.
+type Metrics struct {
+	failing, success, size prometheus.Gauge
+	errors                 prometheus.Counter
+}
+
+// NewMetrics registers the metrics.
+func NewMetrics(reg prometheus.Registerer) *Metrics {
+	gauge := func(name, help string) prometheus.Gauge {
+		return prometheus.NewGauge(prometheus.GaugeOpts{Name: name, Help: help})
+	}
+	m := &Metrics{
+		failing: gauge("plusone_deny_redis_failing", "1 while the set of denied actors in Redis cannot be read, and an older one is in force."),
+		success: gauge("plusone_deny_redis_last_success_timestamp_seconds", "When the set of denied actors in Redis was last read."),
+		size:    gauge("plusone_deny_redis_actors", "Actors in the set of denied actors in Redis."),
+		errors: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "plusone_deny_redis_errors_total", Help: "Readings of the set of denied actors in Redis that failed.",
+		}),
+	}
+	reg.MustRegister(m.failing, m.success, m.size, m.errors)
+	return m
+}
+
+// RedisConfig configures a RedisSet. Key and Metrics are needed.
 type RedisConfig struct {
 	// Key of the set.
 	Key string
 	// Interval between two readings. The default is DefaultInterval.
-	Interval   time.Duration
-	Registerer prometheus.Registerer
-	Logger     *slog.Logger
+	Interval time.Duration
+	Metrics  *Metrics
+	Logger   *slog.Logger
 }
 
 // RedisSet is a set in Redis as it was last read. While it cannot be read, that stays in force. Its methods may be called
 // concurrently.
 type RedisSet struct {
-	client  rueidis.Client
-	cfg     RedisConfig
-	actors  atomic.Pointer[Actors]
-	cancel  context.CancelFunc
-	done    chan struct{}
-	failing prometheus.Gauge
-	errors  prometheus.Counter
-	success prometheus.Gauge
-	size    prometheus.Gauge
+	client rueidis.Client
+	cfg    RedisConfig
+	actors atomic.Pointer[Actors]
+	cancel context.CancelFunc
+	done   chan struct{}
 }
 
 // OpenRedis reads the set, and follows it until Close. It fails if the set cannot be read now. A key that is not there is a
@@ -56,23 +75,7 @@ func OpenRedis(ctx context.Context, client rueidis.Client, cfg RedisConfig) (*Re
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	gauge := func(name, help string) prometheus.Gauge {
-		return prometheus.NewGauge(prometheus.GaugeOpts{Name: name, Help: help})
-	}
-	s := &RedisSet{
-		client: client, cfg: cfg, done: make(chan struct{}),
-		failing: gauge("plusone_deny_redis_failing", "1 while the set of denied actors in Redis cannot be read, and an older one is in force."),
-		success: gauge("plusone_deny_redis_last_success_timestamp_seconds", "When the set of denied actors in Redis was last read."),
-		size:    gauge("plusone_deny_redis_actors", "Actors in the set of denied actors in Redis."),
-		errors: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "plusone_deny_redis_errors_total", Help: "Readings of the set of denied actors in Redis that failed.",
-		}),
-	}
-	for _, c := range []prometheus.Collector{s.failing, s.success, s.size, s.errors} {
-		if err := cfg.Registerer.Register(c); err != nil {
-			return nil, fmt.Errorf("register metrics: %w", err)
-		}
-	}
+	s := &RedisSet{client: client, cfg: cfg, done: make(chan struct{})}
 	if err := s.Reload(ctx); err != nil {
 		return nil, fmt.Errorf("denied actors in Redis: %w", err)
 	}
@@ -118,14 +121,14 @@ func (s *RedisSet) follow(ctx context.Context) {
 func (s *RedisSet) Reload(ctx context.Context) error {
 	actors, err := s.read(ctx)
 	if err != nil {
-		s.errors.Inc()
-		s.failing.Set(1)
+		s.cfg.Metrics.errors.Inc()
+		s.cfg.Metrics.failing.Set(1)
 		return err
 	}
 	s.actors.Store(&actors)
-	s.size.Set(float64(len(actors)))
-	s.success.SetToCurrentTime()
-	s.failing.Set(0)
+	s.cfg.Metrics.size.Set(float64(len(actors)))
+	s.cfg.Metrics.success.SetToCurrentTime()
+	s.cfg.Metrics.failing.Set(0)
 	return nil
 }
 

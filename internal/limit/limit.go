@@ -104,7 +104,8 @@ func (k Kind) String() string { return [numKinds]string{"actor_key", "actor", "c
 // Want asks for tokens of a bucket.
 type Want struct {
 	Kind Kind
-	// Scope tells apart buckets of one kind and name: the policy that states the limit. It has no spaces.
+	// Scope tells apart buckets of one kind and name: the policy that states the limit, and the limit. All have as many
+	// spaces.
 	Scope string
 	// Who is the actor or the caller, and Key the key if the kind has one. They have no spaces.
 	Who, Key string

@@ -32,9 +32,6 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			Name: "plusone_limit_evicted_total", Help: "Token buckets forgotten before they were full, for want of memory.",
 		}),
 	}
-	// A registry that already has them is a mistake of the program.
-	for _, c := range []prometheus.Collector{m.seconds, m.requests, m.errors, m.knownEmpty, m.evicted} {
-		reg.MustRegister(c)
-	}
+	reg.MustRegister(m.seconds, m.requests, m.errors, m.knownEmpty, m.evicted)
 	return m
 }

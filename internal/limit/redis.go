@@ -143,7 +143,7 @@ func (r *Redis) takeFrom(ctx context.Context, l *lane, wants []Want, offset int)
 
 func (r *Redis) tagOf(w *Want) int { return int(xxhash.Sum64String(w.Who) % uint64(len(r.cfg.Tags))) }
 
-// keyOf is the Redis key of a bucket. Words are parted by spaces, which none of them has.
+// keyOf is the Redis key of a bucket.
 func (r *Redis) keyOf(w *Want) string {
 	var b strings.Builder
 	tag, kind := r.cfg.Tags[r.tagOf(w)], w.Kind.String()

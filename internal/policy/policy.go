@@ -2,6 +2,7 @@
 package policy
 
 import (
+	"fmt"
 	"strings"
 	"time"
 
@@ -43,6 +44,13 @@ type Policy struct {
 type Limit struct {
 	Rate  limit.Rate
 	Scope string
+	// Buckets is the scope of buckets. It has the rate in it: another one begins with full buckets, or who had used up a
+	// limit would have nothing of it being raised.
+	Buckets string
+}
+
+func newLimit(rate limit.Rate, scope string) *Limit {
+	return &Limit{Rate: rate, Scope: scope, Buckets: fmt.Sprintf("%s %d/%v/%d", scope, rate.Tokens, rate.Per, rate.Burst)}
 }
 
 // NamesActor reports whether each change must name its actor.

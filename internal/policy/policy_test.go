@@ -52,7 +52,7 @@ func TestParse(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return &Limit{Rate: r, Scope: scope}
+		return newLimit(r, scope)
 	}
 	shared := rate("5000/1s burst 10000", "*")
 	want := map[string]Policy{

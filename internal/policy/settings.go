@@ -133,7 +133,7 @@ func (p *parser) limits(n *yaml.Node, policy *Policy) {
 			if err != nil {
 				p.problem(n, "limits.%s: %v", s.name, err)
 			}
-			*field = &Limit{Rate: rate, Scope: policy.Name}
+			*field = newLimit(rate, policy.Name)
 		}
 	}
 	p.mapping(n, "limits", readers)

@@ -1,0 +1,266 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/alecthomas/kong"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/redis/rueidis"
+
+	"github.com/plusone-dev/plusone/flush"
+	"github.com/plusone-dev/plusone/internal/counter"
+	"github.com/plusone-dev/plusone/internal/deny"
+	"github.com/plusone-dev/plusone/internal/limit"
+	"github.com/plusone-dev/plusone/internal/policy"
+	"github.com/plusone-dev/plusone/internal/reload"
+	"github.com/plusone-dev/plusone/server"
+	"github.com/plusone-dev/plusone/shard"
+)
+
+// policyFileFlags are of commands that count, or drain what was counted.
+type policyFileFlags struct {
+	PolicyFile string `group:"policy" placeholder:"FILE" help:"Policies: what may count in which namespace, how often, and how its history is kept. It is read again when it changes. \"plusone policy check\" checks one."`
+}
+
+// denyFlags name actors whose changes must not count.
+type denyFlags struct {
+	DenyFile     string `group:"policy" placeholder:"FILE" help:"Actors whose changes must not count, one a line. It is read again when it changes."`
+	DenyRedisKey string `group:"sharded" placeholder:"KEY" help:"A set in Redis of actors whose changes must not count, read every 5s; such as plusone:denied."`
+}
+
+func (f *denyFlags) check() error {
+	if strings.HasPrefix(f.DenyRedisKey, "plusone:{") {
+		return fmt.Errorf("--deny-redis-key is %s, and must not begin as the keys of counts do, with plusone:{", f.DenyRedisKey)
+	}
+	return nil
+}
+
+// policies are those of a file, which may change. Nil policies say nothing.
+type policies struct{ file *reload.File[*policy.Set] }
+
+// open loads the file, and follows it. It returns nil if there is none.
+func (f *policyFileFlags) open(bounds policy.Bounds, mode flush.Mode, metrics *reload.Metrics, logger *slog.Logger) (*policies, error) {
+	if f.PolicyFile == "" {
+		return nil, nil
+	}
+	file, err := reload.Open(reload.Options{Name: "policy", Path: f.PolicyFile, Logger: logger, Metrics: metrics},
+		func(data []byte) (*policy.Set, error) {
+			set, err := policy.Parse(data, bounds)
+			if err == nil && mode != flush.ModeSharded {
+				warnOfThresholds(set, mode, logger)
+			}
+			return set, err
+		})
+	if err != nil {
+		return nil, err
+	}
+	return &policies{file}, nil
+}
+
+// warnOfThresholds: one file may be for deployments of several modes.
+func warnOfThresholds(set *policy.Set, mode flush.Mode, logger *slog.Logger) {
+	for _, p := range set.All() {
+		if p.HotThreshold != policy.DeploymentsThreshold {
+			logger.Warn("hot_threshold has no effect in this mode, which spreads no keys", "mode", string(mode), "policy", p.Name)
+			return
+		}
+	}
+}
+
+func (p *policies) close() {
+	if p != nil {
+		p.file.Close()
+	}
+}
+
+// Of implements server.Policies.
+func (p *policies) Of(namespace string) *policy.Policy { return p.file.Get().Of(namespace) }
+
+// historyOf tells the history of keys, and is nil if there are no policies.
+func (p *policies) historyOf() flush.HistoryOf {
+	if p == nil {
+		return nil
+	}
+	return func(key string) flush.History { return flush.History(p.Of(counter.Namespace(key)).History) }
+}
+
+// hotThresholdOf tells the threshold of keys, and is nil if there are no policies.
+func (p *policies) hotThresholdOf() func(key string) (int, bool) {
+	if p == nil {
+		return nil
+	}
+	return func(key string) (int, bool) {
+		threshold := p.Of(counter.Namespace(key)).HotThreshold
+		return threshold, threshold != policy.DeploymentsThreshold
+	}
+}
+
+// denied are the actors of a file and of a set in Redis, either of which may be nil.
+type denied struct {
+	file *reload.File[deny.Actors]
+	set  *deny.RedisSet
+}
+
+// Denied implements server.DenyList.
+func (d *denied) Denied(actor string) bool {
+	return d.file != nil && d.file.Get().Denied(actor) || d.set != nil && d.set.Denied(actor)
+}
+
+func (d *denied) close() {
+	if d.file != nil {
+		d.file.Close()
+	}
+	if d.set != nil {
+		d.set.Close()
+	}
+}
+
+// open loads what the flags name, and follows it. It returns nil if they name nothing.
+func (f *denyFlags) open(ctx context.Context, client rueidis.Client, registry *prometheus.Registry, metrics *reload.Metrics, logger *slog.Logger,
+) (*denied, error) {
+	if f.DenyFile == "" && f.DenyRedisKey == "" {
+		return nil, nil
+	}
+	d := &denied{}
+	var err error
+	if f.DenyFile != "" {
+		d.file, err = reload.Open(reload.Options{
+			Name: "deny", Path: f.DenyFile, MaxBytes: deny.MaxFileBytes, Logger: logger, Metrics: metrics,
+		}, deny.Parse)
+	}
+	if err == nil && f.DenyRedisKey != "" {
+		d.set, err = deny.OpenRedis(ctx, client, deny.RedisConfig{Key: f.DenyRedisKey, Metrics: deny.NewMetrics(registry), Logger: logger})
+	}
+	if err != nil {
+		d.close()
+		return nil, err
+	}
+	return d, nil
+}
+
+// gate is what decides whether a change may count, as far as the flags ask for it.
+type gate struct {
+	policies *policies
+	limiter  server.Limiter
+	stop     func(ctx context.Context) error // of the limiter
+	denied   *denied
+}
+
+// openGate opens the gate of a deployment, which gets to close the policies too.
+func (c *serveCommand) openGate(ctx context.Context, p *policies, d *deployment, registry *prometheus.Registry, metrics *reload.Metrics,
+	logger *slog.Logger,
+) (*gate, error) {
+	g := &gate{policies: p}
+	var err error
+	if g.denied, err = c.denyFlags.open(ctx, d.redis, registry, metrics, logger); err != nil {
+		p.close()
+		return nil, err
+	}
+	switch {
+	case p == nil:
+	case d.mode == flush.ModeSharded:
+		limiter := limit.NewRedis(d.redis, limit.RedisConfig{
+			Tags: shard.Tags(c.Shards), Cluster: d.redis.Mode() == rueidis.ClientModeCluster, Metrics: limit.NewMetrics(registry),
+		})
+		g.limiter, g.stop = limiter, limiter.Close
+	default:
+		g.limiter = limit.NewMemory(limit.NewMetrics(registry))
+	}
+	return g, nil
+}
+
+// configure has a server ask the gate.
+func (g *gate) configure(config *server.Config) {
+	if g.policies != nil {
+		config.Policies, config.Limiter = g.policies, g.limiter
+	}
+	if g.denied != nil {
+		config.Denied = g.denied
+	}
+}
+
+func (g *gate) close(ctx context.Context) error {
+	g.policies.close()
+	if g.denied != nil {
+		g.denied.close()
+	}
+	if g.stop == nil {
+		return nil
+	}
+	return g.stop(ctx)
+}
+
+// policyCommand is about policy files.
+type policyCommand struct {
+	Check policyCheckCommand `cmd:"" help:"Check a policy file. Exit code 0: it can be used, and what it states is printed; 1: it cannot, and every problem is printed with its line."`
+}
+
+type policyCheckCommand struct {
+	File string `arg:"" help:"The policy file."`
+
+	MaxDelta     int64         `group:"limits" default:"1000000000000" help:"As the servers have it: no policy may state more."`
+	DedupeWindow time.Duration `group:"fixed" default:"5m" help:"As the servers have it: no policy may state more."`
+}
+
+func (c *policyCheckCommand) check([]*kong.Flag) error {
+	return errors.Join(between("--max-delta", c.MaxDelta, 1, 1<<62), between("--dedupe-window", c.DedupeWindow, 10*time.Second, 24*time.Hour))
+}
+
+// run prints the policies of the file, or what is wrong with it.
+func (c *policyCheckCommand) run(_ context.Context, env environment) error {
+	data, err := readFile(c.File)
+	if err != nil {
+		return err
+	}
+	set, err := policy.Parse(data, policy.Bounds{MaxDelta: c.MaxDelta, DedupeWindow: c.DedupeWindow, Guard: true})
+	var problems policy.Problems
+	switch {
+	case errors.As(err, &problems):
+		for _, p := range problems {
+			if _, err := fmt.Fprintf(env.stdout, "%s:%d: %s\n", c.File, max(p.Line, 1), p.Text); err != nil {
+				return err
+			}
+		}
+		return &exitError{code: exitFailed}
+	case err != nil:
+		return err
+	}
+	for _, p := range set.All() {
+		if _, err := fmt.Fprintln(env.stdout, p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// readFile reads a file that is not too large for a policy.
+func readFile(path string) ([]byte, error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	data, err := io.ReadAll(io.LimitReader(file, reload.DefaultMaxBytes+1))
+	if err == nil && len(data) > reload.DefaultMaxBytes {
+		err = fmt.Errorf("%s is larger than %d bytes", path, reload.DefaultMaxBytes)
+	}
+	return data, err
+}
+
+// bounds of policies, by what a server is set to.
+func (c *serveCommand) bounds() policy.Bounds {
+	return policy.Bounds{MaxDelta: c.MaxDelta, DedupeWindow: c.DedupeWindow}
+}
+
+// drainBounds let a worker, which only keeps histories, take what any server takes.
+func drainBounds() policy.Bounds {
+	return policy.Bounds{MaxDelta: math.MaxInt64, DedupeWindow: math.MaxInt64, Guard: true}
+}
