@@ -50,6 +50,7 @@ type commandLine struct {
 	Audit   auditCommand   `cmd:"" help:"Compare counters with their history and likes, and in sharded mode what Redis caches with Postgres, on a live system. Exit code 0: they agree, 1: they differ, 2: it failed."`
 	Token   tokenCommand   `cmd:"" help:"Draw a token for a caller, and print it with its entry in the file of --tokens-file."`
 	Policy  policyCommand  `cmd:"" help:"Check policy files."`
+	Health  healthCommand  `cmd:"" help:"Ask the server beside it for its health, as a container does. Exit code 0: it serves, 1: it does not."`
 	Version versionCommand `cmd:"" help:"Print the version."`
 }
 
@@ -88,6 +89,8 @@ func (line *commandLine) parse(args []string, stdout, stderr io.Writer) (command
 		return &line.Audit, line.Audit.check(given)
 	case "check":
 		return &line.Policy.Check, line.Policy.Check.check(given)
+	case "health":
+		return &line.Health, nil
 	default:
 		return &line.Version, nil
 	}
