@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"sync"
 	"syscall"
+	"testing"
 	"time"
 
 	"github.com/plusone-dev/plusone/internal/testproc"
@@ -230,4 +231,14 @@ func (inst installation) own(path string) error {
 		return nil
 	}
 	return os.Chown(path, int(inst.credential.Uid), int(inst.credential.Gid))
+}
+
+// Program is the path of a program that comes with the server, such as pg_dump. It fails the test.
+func Program(t testing.TB, name string) string {
+	t.Helper()
+	inst, err := findInstallation()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return filepath.Join(inst.bin, name)
 }
