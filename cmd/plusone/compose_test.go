@@ -138,9 +138,8 @@ func TestComposeServes(t *testing.T) {
 			}
 			env = append(env, key+"="+value)
 		}
-		s := start(t) // embedded, as it has no settings yet
-		s.SetEnv(env...)
-		s.Restart()
+		s := plusonetest.LaunchWith(t, binary, env, "serve", "--grpc-addr=127.0.0.1:0")
+		s.WaitReady()
 		instances = append(instances, s)
 	}
 	if len(instances) != 2 {

@@ -3,10 +3,8 @@ package main_test
 import (
 	"bytes"
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -160,133 +158,6 @@ func TestSystemdUnit(t *testing.T) {
 	}
 	if got := filepath.Base(service["EnvironmentFile"]); got != "plusone.env" {
 		t.Errorf("the settings are read from %s", got)
-	}
-}
-
-// manifest is what the test looks at of an object of Kubernetes.
-type manifest struct {
-	Kind string
-	Spec struct {
-		Selector map[string]any // labels, or matchLabels with them
-		Ports    []struct {
-			Port       int
-			TargetPort string `yaml:"targetPort"`
-		}
-		PodSelector map[string]any `yaml:"podSelector"`
-		Ingress     []struct {
-			Ports []struct{ Port string }
-		}
-		Template struct {
-			Metadata struct{ Labels, Annotations map[string]string }
-			Spec     podSpec
-		}
-	}
-}
-
-type podSpec struct {
-	TerminationGracePeriodSeconds int `yaml:"terminationGracePeriodSeconds"`
-	Containers                    []struct {
-		Args []string
-		Env  []struct {
-			Name, Value string
-			ValueFrom   any `yaml:"valueFrom"`
-		}
-		Ports []struct {
-			Name          string
-			ContainerPort int `yaml:"containerPort"`
-		}
-		LivenessProbe  probe `yaml:"livenessProbe"`
-		ReadinessProbe probe `yaml:"readinessProbe"`
-		StartupProbe   probe `yaml:"startupProbe"`
-		Resources      struct{ Limits struct{ Memory string } }
-		VolumeMounts   []struct {
-			Name      string
-			MountPath string `yaml:"mountPath"`
-		} `yaml:"volumeMounts"`
-	}
-	Volumes []struct{ Name string }
-}
-
-type probe struct {
-	HTTPGet struct{ Path, Port, Scheme string } `yaml:"httpGet"`
-}
-
-// The objects of Kubernetes agree with each other and with the program.
-func TestKubernetes(t *testing.T) {
-	t.Parallel()
-	files, err := filepath.Glob(deployDir + "/kubernetes/*.yaml")
-	must(t, err)
-	objects := map[string]manifest{}
-	for _, file := range files {
-		for _, m := range documents[manifest](t, "kubernetes/"+filepath.Base(file)) {
-			objects[m.Kind] = m
-		}
-	}
-	deployment, service := objects["Deployment"], objects["Service"]
-	pod := deployment.Spec.Template.Spec
-	if len(pod.Containers) != 1 || service.Kind == "" || objects["PodDisruptionBudget"].Kind == "" || objects["NetworkPolicy"].Kind == "" {
-		t.Fatalf("an object is missing among %d", len(objects))
-	}
-	labels := fmt.Sprint(deployment.Spec.Template.Metadata.Labels)
-	for name, selector := range map[string]any{
-		"Deployment": deployment.Spec.Selector["matchLabels"], "Service": service.Spec.Selector,
-		"PodDisruptionBudget": objects["PodDisruptionBudget"].Spec.Selector["matchLabels"],
-		"NetworkPolicy":       objects["NetworkPolicy"].Spec.PodSelector["matchLabels"],
-	} {
-		if fmt.Sprint(selector) != labels {
-			t.Errorf("%s selects %v, and pods have %v", name, selector, labels)
-		}
-	}
-
-	c := pod.Containers[0]
-	env, mounts := map[string]string{}, map[string]bool{}
-	for _, e := range c.Env {
-		env[e.Name] = e.Value
-	}
-	for _, m := range c.VolumeMounts {
-		mounts[m.MountPath] = slices.ContainsFunc(pod.Volumes, func(v struct{ Name string }) bool { return v.Name == m.Name })
-	}
-	for name, value := range env {
-		if strings.HasPrefix(value, "/") && !mounts[filepath.Dir(value)] {
-			t.Errorf("%s=%s is in no volume", name, value)
-		}
-	}
-	checkMemory(t, env["GOMEMLIMIT"], c.Resources.Limits.Memory)
-	if limit := duration(t, "--shutdown-timeout", env); time.Duration(pod.TerminationGracePeriodSeconds)*time.Second <= limit {
-		t.Errorf("pods are killed after %d s, and a stop may take %v", pod.TerminationGracePeriodSeconds, limit)
-	}
-
-	ports := map[string]string{}
-	for _, p := range c.Ports {
-		ports[p.Name] = strconv.Itoa(p.ContainerPort)
-	}
-	for name, addr := range map[string]string{"grpc": env["PLUSONE_GRPC_ADDR"], "http": env["PLUSONE_HTTP_ADDR"]} {
-		if _, port, err := net.SplitHostPort(addr); err != nil || port != ports[name] {
-			t.Errorf("port %s is %s, and plusone listens on %q", name, ports[name], addr)
-		}
-	}
-	for _, p := range service.Spec.Ports {
-		if ports[p.TargetPort] != strconv.Itoa(p.Port) {
-			t.Errorf("the service leads from %d to %s=%s", p.Port, p.TargetPort, ports[p.TargetPort])
-		}
-	}
-	for _, rule := range objects["NetworkPolicy"].Spec.Ingress {
-		if len(rule.Ports) != 1 || ports[rule.Ports[0].Port] == "" {
-			t.Errorf("the network policy lets in to %v", rule.Ports)
-		}
-	}
-	scheme := "HTTP"
-	if env["PLUSONE_TLS_CERT"] != "" {
-		scheme = "HTTPS"
-	}
-	for _, p := range []probe{c.LivenessProbe, c.ReadinessProbe, c.StartupProbe} {
-		if p.HTTPGet.Path != "/healthz" || p.HTTPGet.Port != "http" || p.HTTPGet.Scheme != scheme {
-			t.Errorf("a probe asks %+v", p.HTTPGet)
-		}
-	}
-	notes := deployment.Spec.Template.Metadata.Annotations
-	if notes["prometheus.io/port"] != ports["http"] || !strings.EqualFold(notes["prometheus.io/scheme"], scheme) {
-		t.Errorf("Prometheus is told %v", notes)
 	}
 }
 

@@ -68,8 +68,14 @@ func serve(t testing.TB, binary, addr string, args []string) *Instance {
 // Launch starts a command and does not wait. It fails the test.
 func Launch(t testing.TB, binary string, args ...string) *Instance {
 	t.Helper()
+	return LaunchWith(t, binary, nil, args...)
+}
+
+// LaunchWith is Launch with variables of the environment, as SetEnv sets them. It fails the test.
+func LaunchWith(t testing.TB, binary string, env []string, args ...string) *Instance {
+	t.Helper()
 	i := &Instance{
-		t: t, binary: binary, args: slices.Concat(args, []string{"--http-addr=127.0.0.1:0", "--log-format=json"}),
+		t: t, binary: binary, env: env, args: slices.Concat(args, []string{"--http-addr=127.0.0.1:0", "--log-format=json"}),
 		log: filepath.Join(testproc.TempDir(t), "plusone.log"),
 	}
 	i.start()
