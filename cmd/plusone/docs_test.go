@@ -16,6 +16,7 @@ import (
 	"github.com/plusone-dev/plusone/flush"
 	"github.com/plusone-dev/plusone/internal/certs"
 	"github.com/plusone-dev/plusone/internal/certtest"
+	"github.com/plusone-dev/plusone/internal/checker"
 	"github.com/plusone-dev/plusone/internal/connlimit"
 	"github.com/plusone-dev/plusone/internal/deny"
 	"github.com/plusone-dev/plusone/internal/limit"
@@ -126,6 +127,7 @@ func TestDocumentedMetrics(t *testing.T) {
 	reload.NewMetrics(registry)
 	connlimit.NewMetrics(registry)
 	openCertificates(t, registry)
+	openChecker(t, registry)
 	flush.NewWorker(nil, nil, flush.WorkerConfig{Registerer: registry, Logger: logger})
 
 	described := make(chan *prometheus.Desc)
@@ -141,7 +143,7 @@ func TestDocumentedMetrics(t *testing.T) {
 	slices.Sort(want)
 	want = slices.Compact(want)
 
-	got := regexp.MustCompile("plusone_(?:grpc|server|cache|direct|redis|shard|flush|auth|tls|reloads?|connections|gate|limit|deny)_[a-z_]+").FindAllString(readDoc(t, "docs/operating.md"), -1)
+	got := regexp.MustCompile("plusone_(?:grpc|server|cache|direct|redis|shard|flush|auth|tls|reloads?|connections|gate|guard|limit|deny)_[a-z_]+").FindAllString(readDoc(t, "docs/operating.md"), -1)
 	slices.Sort(got)
 	got = slices.Compact(got)
 	for _, metric := range want {
@@ -165,6 +167,18 @@ func openCertificates(t *testing.T, registry *prometheus.Registry) {
 	opened, err := certs.Open(certs.Options{Certificate: files.Certificate, Key: files.Key, ClientCA: ca.Write(t, dir), Registry: registry})
 	must(t, err)
 	t.Cleanup(opened.Close)
+}
+
+// openChecker registers the metrics of a guard.
+func openChecker(t *testing.T, registry *prometheus.Registry) {
+	t.Helper()
+	target, err := checker.ParseTarget("http://127.0.0.1/")
+	must(t, err)
+	opened, err := checker.New(checker.Config{
+		Target: target, CacheEntries: 1, Registry: registry, Logger: slog.New(slog.DiscardHandler),
+	})
+	must(t, err)
+	t.Cleanup(func() { must(t, opened.Close()) })
 }
 
 // What the documentation shows of SQL runs.

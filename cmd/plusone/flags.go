@@ -29,6 +29,7 @@ var groups = kong.Groups{
 	"listen":   "Addresses:",
 	"access":   "Who may call:",
 	"policy":   "What may count:",
+	"guard":    "Checker that is asked what may count:",
 	"limits":   "Limits:",
 	"audit":    "Audit:",
 	"log":      "Log:",

@@ -152,6 +152,7 @@ type gate struct {
 	limiter  server.Limiter
 	stop     func(ctx context.Context) error // of the limiter
 	denied   *denied
+	guard    *openedGuard
 }
 
 // openGate opens the gate of a deployment, which gets to close the policies too.
@@ -163,6 +164,9 @@ func (c *serveCommand) openGate(ctx context.Context, p *policies, d *deployment,
 	if g.denied, err = c.denyFlags.open(ctx, d.redis, registry, metrics, logger); err != nil {
 		p.close()
 		return nil, err
+	}
+	if g.guard, err = c.guardFlags.open(registry, metrics, logger); err != nil {
+		return nil, errors.Join(err, g.close(ctx))
 	}
 	switch {
 	case p == nil:
@@ -185,6 +189,9 @@ func (g *gate) configure(config *server.Config) {
 	if g.denied != nil {
 		config.Denied = g.denied
 	}
+	if g.guard != nil {
+		config.Guard = g.guard.client
+	}
 }
 
 func (g *gate) close(ctx context.Context) error {
@@ -192,6 +199,7 @@ func (g *gate) close(ctx context.Context) error {
 	if g.denied != nil {
 		g.denied.close()
 	}
+	g.guard.close()
 	if g.stop == nil {
 		return nil
 	}
@@ -257,7 +265,7 @@ func readFile(path string) ([]byte, error) {
 
 // bounds of policies, by what a server is set to.
 func (c *serveCommand) bounds() policy.Bounds {
-	return policy.Bounds{MaxDelta: c.MaxDelta, DedupeWindow: c.DedupeWindow}
+	return policy.Bounds{MaxDelta: c.MaxDelta, DedupeWindow: c.DedupeWindow, Guard: c.GuardURL != ""}
 }
 
 // drainBounds let a worker, which only keeps histories, take what any server takes.

@@ -35,6 +35,7 @@ type serveCommand struct {
 	limitFlags
 	policyFileFlags
 	denyFlags
+	guardFlags
 }
 
 // shardFlags are of the live store of sharded mode.
@@ -79,7 +80,8 @@ func (f *limitFlags) check() error {
 
 func (c *serveCommand) check(given []*kong.Flag) error {
 	return errors.Join(c.storeFlags.check(given), c.ledgerFlags.check(), c.processFlags.check(), c.shardFlags.check(),
-		c.workerFlags.check(), c.limitFlags.check(), c.listenFlags.check(), c.accessFlags.check(given, c.tls()), c.denyFlags.check())
+		c.workerFlags.check(), c.limitFlags.check(), c.listenFlags.check(), c.accessFlags.check(given, c.tls()), c.denyFlags.check(),
+		c.checkGuard(given))
 }
 
 // run serves until ctx ends, and then stops in order.
