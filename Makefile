@@ -35,6 +35,7 @@ servers: ## Install redis-server and PostgreSQL (Debian packages) if they are mi
 .PHONY: test
 test: servers ## Run all tests, with the race detector, on real servers.
 	$(GO) test -race -timeout=25m ./...
+	$(GO) test -timeout=15m -run 'TestModelOnTwin|TestRouting.*Model' ./shard
 
 # For each of the deployments that the suite has.
 CHAOS_FAULTS ?= 150

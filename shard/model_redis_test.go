@@ -165,7 +165,7 @@ func TestModelOnRedisAndPostgres(t *testing.T) {
 			t.Parallel()
 			client := newClient(t, redistest.Start(t))
 			ledger := newRealLedger(t)
-			exerciseModel(t, max(1, *modelRuns/10), rollback, func(t *testing.T) (modelRedis, modelLedger) {
+			exerciseModel(t, *realRuns, rollback, func(t *testing.T) (modelRedis, modelLedger) {
 				ledger.clear()
 				return newRealRedis(t, client), ledger
 			})

@@ -20,7 +20,8 @@ import (
 
 var (
 	modelSeed = flag.Uint64("model.seed", 0, "run the model test with this seed alone")
-	modelRuns = flag.Int("model.runs", 300, "seeds for each variant of the model test on the twin; a tenth of it on real servers")
+	modelRuns = flag.Int("model.runs", modelRunsByDefault, "seeds for each variant of the model tests on the twin")
+	realRuns  = flag.Int("model.real", 30, "seeds for each variant of the model test on real servers")
 )
 
 const (
