@@ -117,7 +117,6 @@ func TestDocumentedMetrics(t *testing.T) {
 		Registry: registry, Logger: logger, Policies: noPolicies{}, Limiter: limit.NewMemory(limit.NewMetrics(registry)),
 	})
 	must(t, err)
-	reload.NewMetrics(registry)
 	deny.NewMetrics(registry)
 	defer func() { must(t, s.Shutdown(context.Background())) }()
 	direct, err := flush.NewDirect(nil, flush.DirectConfig{Registry: registry, Logger: logger})
