@@ -84,26 +84,31 @@ type access struct {
 	metrics       *metrics
 }
 
-// admit returns who makes a call, nil if that does not matter, and an error if the method is not for him.
-func (a *access) admit(ctx context.Context, r *rule) (*identity.Identity, error) {
+// admit returns the context of a call with who makes it, nil if that does not matter, and an error if the method is not for
+// him.
+func (a *access) admit(ctx context.Context, r *rule) (context.Context, *identity.Identity, error) {
 	if r != nil && r.public {
-		return nil, nil //nolint:nilnil // nobody needs to be told
+		return ctx, nil, nil
 	}
-	who, err := a.identify(ctx)
-	if err != nil {
-		return nil, err
+	who := identity.FromContext(ctx)
+	if who == nil {
+		var err error
+		if who, err = a.identify(ctx); err != nil {
+			return ctx, nil, a.refuse(err)
+		}
+		ctx = identity.NewContext(ctx, who)
 	}
 	if r == nil || !who.May(r.scope) {
-		return nil, a.deny(deniedScope, statusMissingScope)
+		return ctx, nil, a.deny(deniedScope, statusMissingScope)
 	}
-	return who, nil
+	return ctx, who, nil
 }
 
 // identify asks the authenticator. What it reads comes from strangers, so a panic ends one call only.
 func (a *access) identify(ctx context.Context) (who *identity.Identity, err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			who, err = nil, &rpcError{status: statusInternal, cause: fmt.Errorf("panic: %v\n%s", p, debug.Stack())}
+			who, err = nil, fmt.Errorf("panic: %v\n%s", p, debug.Stack())
 		}
 	}()
 	authorization := metadata.ValueFromIncomingContext(ctx, "authorization")
@@ -111,16 +116,17 @@ func (a *access) identify(ctx context.Context) (who *identity.Identity, err erro
 	if len(authorization) == 0 {
 		certificate = clientCertificate(ctx)
 	}
-	who, err = a.authenticator.Authenticate(ctx, authorization, certificate)
-	if err == nil {
-		return who, nil
-	}
+	return a.authenticator.Authenticate(ctx, authorization, certificate)
+}
+
+// refuse maps an error of the authenticator, and counts it.
+func (a *access) refuse(err error) error {
 	var refusal identity.RefusalError
 	if !errors.As(err, &refusal) {
-		return nil, &rpcError{status: statusInternal, cause: err}
+		return &rpcError{status: statusInternal, cause: err}
 	}
 	a.metrics.refused.WithLabelValues(string(refusal)).Inc()
-	return nil, &rpcError{status: statusUnauthenticated, cause: refusal}
+	return &rpcError{status: statusUnauthenticated, cause: refusal}
 }
 
 // clientCertificate is the certificate of the client, if TLS has verified one.

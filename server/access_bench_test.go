@@ -17,7 +17,7 @@ func BenchmarkAccess(b *testing.B) {
 		":authority", "plusone", "content-type", "application/grpc", "user-agent", "grpc-go", "authorization", "Bearer views"))
 	req := &plusonev1.IncrementRequest{Key: "views/a"}
 	info := &grpc.UnaryServerInfo{FullMethod: plusonev1.CounterService_Increment_FullMethodName}
-	handler := func(context.Context, any) (any, error) { return req, nil }
+	handler := func(ctx context.Context, _ any) (any, error) { return req, ctx.Err() }
 	i := newInterceptor(r.server.cache.metrics, &access{people, r.server.cache.metrics}, r.server.admission, r.server.log, nil)
 	for name, access := range map[string]*access{"everyone": nil, "known": i.access} {
 		b.Run(name, func(b *testing.B) {

@@ -153,7 +153,7 @@ func (c *calls) Collect(metrics chan<- prometheus.Metric) {
 type countedStream struct {
 	grpc.ServerStream
 	method *methodCalls
-	ctx    context.Context     // nil is that of the stream
+	ctx    context.Context     // with its caller; nil is that of the stream
 	check  func(req any) error // nil lets all messages pass
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"runtime/debug"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -14,12 +15,11 @@ import (
 
 	plusonev1 "github.com/plusone-dev/plusone/api/plusone/v1"
 	"github.com/plusone-dev/plusone/internal/counter"
-	"github.com/plusone-dev/plusone/internal/identity"
 )
 
-// interceptor wraps every call: it is counted, its caller told and let in, admitted, its failure logged, and a panic made
-// an error, from the outside in. It is one interceptor, because each one of a chain costs a closure and a piece of stack in each call. Calls
-// that are shed are counted but not logged, as logging them would add to the load.
+// interceptor wraps every call: it is counted, its caller let in, admitted, its failure logged, and a panic made an error,
+// from the outside in. It is one interceptor, because each one of a chain costs a closure and a piece of stack in each call.
+// Calls that are shed are counted but not logged, as logging them would add to the load.
 type interceptor struct {
 	calls     *calls
 	access    *access // nil lets everyone do everything
@@ -48,21 +48,64 @@ func (i *interceptor) options() []grpc.ServerOption {
 	return []grpc.ServerOption{grpc.UnaryInterceptor(i.unary), grpc.StreamInterceptor(i.stream)}
 }
 
+// registrar returns what registers services, so that each call meets the interceptor.
+func (i *interceptor) registrar(s *grpc.Server) grpc.ServiceRegistrar {
+	if i.access == nil {
+		return s
+	}
+	return &guardedRegistrar{s, i}
+}
+
+// guardedRegistrar registers services whose callers are told by their headers. The interceptor of a call without a stream
+// comes when its request has been read and decoded, which is too much to do for strangers. (An InTapHandle would come
+// first too, but leaves a timer behind for each call that it refuses, for as long as the stranger says.)
+type guardedRegistrar struct {
+	*grpc.Server
+	interceptor *interceptor
+}
+
+// RegisterService implements grpc.ServiceRegistrar.
+func (r *guardedRegistrar) RegisterService(desc *grpc.ServiceDesc, service any) {
+	guarded := *desc
+	guarded.Methods = slices.Clone(desc.Methods)
+	for n, m := range guarded.Methods {
+		name := "/" + desc.ServiceName + "/" + m.MethodName
+		guarded.Methods[n].Handler = func(srv any, ctx context.Context, decode func(any) error, next grpc.UnaryServerInterceptor,
+		) (any, error) {
+			ctx, err := r.interceptor.greet(ctx, name)
+			if err != nil {
+				return nil, err
+			}
+			return m.Handler(srv, ctx, decode, next)
+		}
+	}
+	r.Server.RegisterService(&guarded, service)
+}
+
+// greet returns the context of a call with who makes it.
+func (i *interceptor) greet(ctx context.Context, name string) (context.Context, error) {
+	method := i.calls.methods[name]
+	ctx, _, err := i.access.admit(ctx, method.rule)
+	if err != nil {
+		method.started.Add(1)
+		return ctx, i.refused(ctx, name, method, time.Now(), err)
+	}
+	return ctx, nil
+}
+
 func (i *interceptor) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 	method := i.calls.methods[info.FullMethod]
 	method.started.Add(1)
 	began := time.Now()
 	if i.access != nil {
-		who, err := i.access.admit(ctx, method.rule)
+		known, who, err := i.access.admit(ctx, method.rule)
 		if err == nil && who != nil && method.rule.requests {
 			err = i.access.check(who, req)
 		}
 		if err != nil {
 			return nil, i.refused(ctx, info.FullMethod, method, began, err)
 		}
-		if who != nil {
-			ctx = identity.NewContext(ctx, who)
-		}
+		ctx = known
 	}
 	items, limited := itemsOf(req)
 	if limited {
@@ -97,15 +140,13 @@ func (i *interceptor) stream(srv any, stream grpc.ServerStream, info *grpc.Strea
 	began := time.Now()
 	counted := countedStream{ServerStream: stream, method: method}
 	if i.access != nil {
-		who, err := i.access.admit(stream.Context(), method.rule)
+		ctx, who, err := i.access.admit(stream.Context(), method.rule)
 		if err != nil {
 			return i.refused(stream.Context(), info.FullMethod, method, began, err)
 		}
-		if who != nil {
-			counted.ctx = identity.NewContext(stream.Context(), who)
-			if method.rule.requests {
-				counted.check = func(req any) error { return i.access.check(who, req) }
-			}
+		counted.ctx = ctx
+		if who != nil && method.rule.requests {
+			counted.check = func(req any) error { return i.access.check(who, req) }
 		}
 	}
 	handled := make(chan error, 1)

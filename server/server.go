@@ -93,16 +93,18 @@ func New(store Store, reports Reports, config Config) (*Server, error) {
 	if config.Authenticator != nil {
 		who = &access{authenticator: config.Authenticator, metrics: m}
 	}
-	options := append(newInterceptor(m, who, in, log, s.ending).options(), Limits()...)
+	calls := newInterceptor(m, who, in, log, s.ending)
+	options := append(calls.options(), Limits()...)
 	if config.TLS != nil {
 		options = append(options, grpc.Creds(credentials.NewTLS(config.TLS)))
 	}
 	s.grpc = grpc.NewServer(options...)
-	plusonev1.RegisterCounterServiceServer(s.grpc, &counterService{
+	registrar := calls.registrar(s.grpc)
+	plusonev1.RegisterCounterServiceServer(registrar, &counterService{
 		store: store, cache: cache, config: config, metrics: m, gate: gate, deadlines: deadlines,
 	})
-	plusonev1.RegisterReportServiceServer(s.grpc, &reportService{reports: reports, config: config, metrics: m})
-	healthpb.RegisterHealthServer(s.grpc, s.health)
+	plusonev1.RegisterReportServiceServer(registrar, &reportService{reports: reports, config: config, metrics: m})
+	healthpb.RegisterHealthServer(registrar, s.health)
 	if !config.NoReflection {
 		reflection.Register(s.grpc)
 	}

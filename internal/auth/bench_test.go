@@ -7,7 +7,7 @@ import (
 
 // What a call pays for its JWT: nothing but the look-up, once it has been verified.
 func BenchmarkJWT(b *testing.B) {
-	s := rsaSigner(b, "r")
+	s := rsaSigner(b)
 	a := openJWT(b, jwks(b, s), nil)
 	header := []string{"Bearer " + s.sign(b, goodClaims(nil))}
 	b.ReportAllocs()

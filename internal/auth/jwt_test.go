@@ -45,7 +45,7 @@ func wantRefusal(t *testing.T, name string, err error, want identity.RefusalErro
 
 func TestJWTAlgorithms(t *testing.T) {
 	t.Parallel()
-	r, e, d := rsaSigner(t, "r"), ecSigner(t, "e"), edSigner(t, "d")
+	r, e, d := rsaSigner(t), ecSigner(t, "e"), edSigner(t, "d")
 	secret := signer{jwt.SigningMethodHS256, "", bytes.Repeat([]byte{7}, 32)}
 	a := openJWT(t, jwks(t, r, e, d), append(bytes.Repeat([]byte{7}, 32), '\n'))
 	for _, s := range []signer{r, e, d, secret, {e.method, "", e.key}} {
@@ -64,7 +64,7 @@ func TestJWTAlgorithms(t *testing.T) {
 // Whatever a token says of itself, it is verified by a key of the kind of its algorithm, or not taken.
 func TestJWTForgeries(t *testing.T) {
 	t.Parallel()
-	r, e, d := rsaSigner(t, "r"), ecSigner(t, "e"), edSigner(t, "d")
+	r, e, d := rsaSigner(t), ecSigner(t, "e"), edSigner(t, "d")
 	a := openJWT(t, jwks(t, r, e, d), bytes.Repeat([]byte{7}, 32))
 	private, err := rsaKey()
 	must(t, err)
@@ -212,7 +212,7 @@ func TestJWTForgotten(t *testing.T) {
 
 func TestJWKS(t *testing.T) {
 	t.Parallel()
-	r, e, d := rsaSigner(t, "r"), ecSigner(t, "e"), edSigner(t, "d")
+	r, e, d := rsaSigner(t), ecSigner(t, "e"), edSigner(t, "d")
 	with := func(k map[string]any, field string, value any) map[string]any {
 		k[field] = value
 		return k

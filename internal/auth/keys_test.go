@@ -55,11 +55,12 @@ func goodClaims(changes jwt.MapClaims) jwt.MapClaims {
 
 var rsaKey = sync.OnceValues(func() (*rsa.PrivateKey, error) { return rsa.GenerateKey(rand.Reader, 2048) })
 
-func rsaSigner(t testing.TB, id string) signer {
+// rsaSigner has always the same key, which takes a while to make.
+func rsaSigner(t testing.TB) signer {
 	t.Helper()
 	key, err := rsaKey()
 	must(t, err)
-	return signer{jwt.SigningMethodRS256, id, key}
+	return signer{jwt.SigningMethodRS256, "r", key}
 }
 
 func ecSigner(t *testing.T, id string) signer {

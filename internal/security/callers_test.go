@@ -180,11 +180,13 @@ func TestClientCertificates(t *testing.T) {
 		"none, with a good token": {token, nil, "Unavailable"},
 		"of another authority":    {token, []certtest.Pair{other.Issue(t, certtest.Leaf{Name: "mesh.example"})}, "Unavailable"},
 		"expired": {
-			token, []certtest.Pair{issue(certtest.Leaf{Name: "mesh.example", From: time.Now().Add(-2 * time.Hour), To: time.Now().Add(-time.Hour)})},
+			token,
+			[]certtest.Pair{issue(certtest.Leaf{Name: "mesh.example", From: time.Now().Add(-2 * time.Hour), To: time.Now().Add(-time.Hour)})},
 			"Unavailable",
 		},
 		"too early": {
-			token, []certtest.Pair{issue(certtest.Leaf{Name: "mesh.example", From: time.Now().Add(time.Hour), To: time.Now().Add(2 * time.Hour)})},
+			token,
+			[]certtest.Pair{issue(certtest.Leaf{Name: "mesh.example", From: time.Now().Add(time.Hour), To: time.Now().Add(2 * time.Hour)})},
 			"Unavailable",
 		},
 	} {

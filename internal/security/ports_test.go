@@ -40,6 +40,15 @@ func (s *site) get(t *testing.T, path string) (code int, body string) {
 	return resp.StatusCode, string(text)
 }
 
+// greetHTTP makes a connection to the HTTP port, which is closed with the test.
+func (s *site) greetHTTP(t *testing.T) net.Conn {
+	t.Helper()
+	conn, err := tls.Dial("tcp", s.HTTPAddr, s.tls())
+	must(t, err)
+	t.Cleanup(func() { _ = conn.Close() })
+	return conn
+}
+
 // metric is the value of a metric with its labels.
 func (s *site) metric(t *testing.T, name string) string {
 	t.Helper()
@@ -92,6 +101,16 @@ func TestOnlyTLS(t *testing.T) {
 		}
 		_ = conn.Close()
 	}
+	for range 200 {
+		conn, err := net.Dial("tcp", s.HTTPAddr)
+		must(t, err)
+		_, _ = io.WriteString(conn, "GET /metrics HTTP/1.1\r\n\r\n")
+		_, _ = io.Copy(io.Discard, conn)
+		_ = conn.Close()
+	}
+	if n := strings.Count(string(s.Output()), "HTTP connection failed"); n == 0 || n > 100 {
+		t.Errorf("%d lines are logged of 200 connections that failed", n)
+	}
 }
 
 // The HTTP port has its pages and nothing behind them, whatever a path looks like.
@@ -102,11 +121,9 @@ func TestPaths(t *testing.T) {
 	s.start()
 	answer := func(line string) (int, string) {
 		t.Helper()
-		conn, err := tls.Dial("tcp", s.HTTPAddr, s.tls())
-		must(t, err)
-		defer conn.Close()
+		conn := s.greetHTTP(t)
 		must(t, conn.SetDeadline(time.Now().Add(plusonetest.Patience)))
-		_, err = fmt.Fprintf(conn, "%s HTTP/1.1\r\nHost: plusone\r\nConnection: close\r\n\r\n", line)
+		_, err := fmt.Fprintf(conn, "%s HTTP/1.1\r\nHost: plusone\r\nConnection: close\r\n\r\n", line)
 		must(t, err)
 		resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
 		must(t, err)
@@ -173,7 +190,7 @@ func TestAdministrativeAddress(t *testing.T) {
 	}
 	conn, err := grpc.NewClient(addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	must(t, err)
-	defer conn.Close()
+	t.Cleanup(func() { _ = conn.Close() })
 	if err := channelz(conn); err != nil {
 		t.Errorf("channelz: %v", err)
 	}
@@ -218,9 +235,9 @@ func TestLargeRequests(t *testing.T) {
 	s.start()
 	counters := s.counters(s.tls())
 	large := &plusonev1.IncrementRequest{Key: strings.Repeat("x", 8<<20)}
-	for _, token := range []string{"", token} {
-		if _, err := counters.Increment(bearer(t, token), large); status.Code(err) != codes.ResourceExhausted {
-			t.Errorf("a request of 8 MB: %v", err)
+	for token, want := range map[string]codes.Code{"": codes.Unauthenticated, token: codes.ResourceExhausted} {
+		if _, err := counters.Increment(bearer(t, token), large); status.Code(err) != want {
+			t.Errorf("a request of 8 MB: %v, want %v", err, want)
 		}
 	}
 	ctx := metadata.AppendToOutgoingContext(bearer(t, token), "x-large", strings.Repeat("x", 100<<10))
@@ -306,10 +323,8 @@ func TestSlowHTTP(t *testing.T) {
 	s := newSite(t)
 	s.add(auth.Caller{Name: "web", Scopes: []string{"read"}, Namespaces: []string{"*"}})
 	s.start()
-	conn, err := tls.Dial("tcp", s.HTTPAddr, s.tls())
-	must(t, err)
-	defer conn.Close()
-	_, err = io.WriteString(conn, "GET /metrics HTTP/1.1\r\nHost: x\r\n")
+	conn := s.greetHTTP(t)
+	_, err := io.WriteString(conn, "GET /metrics HTTP/1.1\r\nHost: x\r\n")
 	must(t, err)
 	ended := make(chan struct{})
 	go func() {

@@ -48,8 +48,10 @@ func TestNoSecrets(t *testing.T) {
 	const password = "hunter2"
 	free := []string{"serve", "--grpc-addr=127.0.0.1:0", "--http-addr=127.0.0.1:0", "--data=" + s.path("other.db"), "--jwt-issuer=x", "--jwt-audience=x"}
 	for _, args := range [][]string{
-		{"--jwt-jwks=https://user:" + password + "@127.0.0.1:1/keys"}, {"--jwt-jwks=https://127.0.0.1:1/keys?key=" + password},
-		{"--jwt-jwks=http://user:" + password + "@127.0.0.1:1/keys"}, {"--jwt-jwks=https://user:" + password + "@[::1/keys"},
+		{"--jwt-jwks=https://user:" + password + "@127.0.0.1:1/keys"},
+		{"--jwt-jwks=https://127.0.0.1:1/keys?key=" + password},
+		{"--jwt-jwks=http://user:" + password + "@127.0.0.1:1/keys"},
+		{"--jwt-jwks=https://user:" + password + "@[::1/keys"},
 	} {
 		output, code := plusonetest.Execute(t, binary, nil, append(free, args...)...)
 		if code == 0 {
