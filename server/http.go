@@ -1,7 +1,9 @@
 package server
 
 import (
+	"bytes"
 	"context"
+	"log"
 	"log/slog"
 	"net/http"
 	"strings"
@@ -64,6 +66,20 @@ func newHTTPServer(registry *prometheus.Registry, logger *slog.Logger, mode stri
 		WriteTimeout:      20 * time.Second,
 		IdleTimeout:       time.Minute,
 		MaxHeaderBytes:    16 << 10,
-		ErrorLog:          slog.NewLogLogger(logger.Handler(), slog.LevelWarn),
+		ErrorLog:          log.New(&httpLog{logger: logger}, "", 0),
 	}
+}
+
+// httpLog takes what net/http complains of, which strangers can cause as often as they like.
+type httpLog struct {
+	logger *slog.Logger
+	limit  lineLimit
+}
+
+// Write logs a line, or leaves it out if there were too many.
+func (l *httpLog) Write(line []byte) (int, error) {
+	if suppressed, ok := l.limit.take(time.Now()); ok {
+		l.logger.Warn("HTTP connection failed", "cause", string(bytes.TrimSpace(line)), "suppressed_before", suppressed)
+	}
+	return len(line), nil
 }

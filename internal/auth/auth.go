@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"log/slog"
+	"slices"
 	"strings"
 	"time"
 
@@ -23,7 +24,7 @@ type Config struct {
 	TokensFile string
 	// JWT says which JWTs are taken. The zero value is none.
 	JWT JWTConfig
-	// AnyCertificate lets whoever has a verified certificate do everything.
+	// AnyCertificate lets whoever has a verified certificate do everything. It is not for use with a TokensFile.
 	AnyCertificate bool
 	// Logger takes what becomes of changed files and keys.
 	Logger *slog.Logger
@@ -109,28 +110,35 @@ func (a *Authenticator) byToken(ctx context.Context, authorization string) (*ide
 	return nil, identity.ErrUnknownToken
 }
 
-// maxCertificateNames bounds the names of a certificate that are looked up in each call.
-const maxCertificateNames = 100
+const (
+	// maxCertificateNames bounds the names of a certificate that are looked up in each call.
+	maxCertificateNames = 100
+	// maxCertificateName is how long one may be that names an identity.
+	maxCertificateName = 256
+)
 
 // byCertificate looks for the URIs, then the DNS names, then the common name of a certificate.
 func (a *Authenticator) byCertificate(certificate *x509.Certificate, now time.Time) (*identity.Identity, error) {
 	if now.After(certificate.NotAfter) { // the connection was made before
 		return nil, identity.ErrExpired
 	}
+	names := certificateNames(certificate)
+	if a.anyCertificate {
+		who := &identity.Identity{Name: certificatePrefix, Scopes: allScopes, Namespaces: []string{"*"}}
+		if i := slices.IndexFunc(names, func(name string) bool { return text(name, maxCertificateName) }); i >= 0 {
+			who.Name += names[i]
+		}
+		return who, nil
+	}
 	if a.callers != nil {
 		known := a.callers.Get().byCertificate
-		for _, name := range certificateNames(certificate) {
+		for _, name := range names {
 			if c, ok := known[name]; ok {
 				return c.now(now)
 			}
 		}
 	}
-	if !a.anyCertificate {
-		return nil, identity.ErrUnknownCertificate
-	}
-	return &identity.Identity{
-		Name: certificatePrefix + certificate.Subject.CommonName, Scopes: allScopes, Namespaces: []string{"*"},
-	}, nil
+	return nil, identity.ErrUnknownCertificate
 }
 
 func certificateNames(c *x509.Certificate) []string {
