@@ -4,9 +4,14 @@ package connlimit
 import (
 	"net"
 	"sync"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 )
+
+// userTimeout is for how long a client may leave unread what was sent, before the system closes the connection: one that
+// sends and never reads would hold memory for as long as it likes.
+const userTimeout = 20 * time.Second
 
 // Metrics are those of all listeners, by their names.
 type Metrics struct {
@@ -54,6 +59,10 @@ func (l *limited) Accept() (net.Conn, error) {
 		}
 		select {
 		case l.slots <- struct{}{}:
+			if tcp, ok := conn.(*net.TCPConn); ok {
+				// gRPC sets it where it gets the connection itself. One that is closed already needs none.
+				_ = setUserTimeout(tcp, userTimeout)
+			}
 			l.open.Inc()
 			return &counted{Conn: conn, close: sync.OnceValue(func() error {
 				err := conn.Close()
