@@ -6,6 +6,8 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+
+	"google.golang.org/grpc/codes"
 )
 
 // round is what was added between two sendings.
@@ -126,7 +128,7 @@ func (o *Coalescer) send(r *round, b []sum) {
 			o.inDoubt.Add(sizeOf(b).adds)
 		case isPassing(err) && o.client.retry.wait(o.ctx, backoffAfter(tries)):
 			continue // nothing of it was counted, so it may have another id
-		case isPassing(err) || len(b) == 1 || errors.Is(err, ErrClosed) || o.ctx.Err() != nil:
+		case isPassing(err) || len(b) == 1 || isOfCaller(err) || errors.Is(err, ErrClosed) || o.ctx.Err() != nil:
 			o.refused.Add(sizeOf(b).adds)
 		default:
 			// One entry is to blame, and must not take the others with it.
@@ -157,6 +159,12 @@ func isPassing(err error) bool {
 	return errors.Is(err, ErrUnavailable) || errors.Is(err, ErrOverloaded) || errors.Is(err, context.DeadlineExceeded) ||
 		// The id was made just now, so the server's past is what has changed, or a clock, which may be set right.
 		errors.Is(err, ErrRequestIDExpired) || errors.Is(err, ErrRequestIDEarly)
+}
+
+// isOfCaller reports whether a batch was refused because of who sent it, whatever its entries are.
+func isOfCaller(err error) bool {
+	var e *Error
+	return errors.As(err, &e) && (e.Code == codes.Unauthenticated || e.Reason == reasonMissingScope)
 }
 
 // batchDone reports whether it was the last batch.

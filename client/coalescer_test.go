@@ -209,6 +209,31 @@ func settled(o *client.Coalescer, adds int64) bool {
 	return s.Counted+s.Refused+s.InDoubt == adds
 }
 
+// A batch that is refused because of its caller is not sent again in halves.
+func TestCoalescerOfStranger(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		code   codes.Code
+		reason string
+		want   error
+	}{
+		{codes.Unauthenticated, "UNAUTHENTICATED", client.ErrUnauthenticated},
+		{codes.PermissionDenied, "MISSING_SCOPE", client.ErrPermissionDenied},
+	} {
+		server := serve(t, newFakeStore(), refuseWith(test.code, reason(test.reason)))
+		o := coalesce(t, dial(t, server.addr), client.WithFlushInterval(never))
+		for i := range 10 {
+			mustAdd(t, o, fmt.Sprint("views/", i), 1)
+		}
+		if err := o.Flush(patient(t)); !errors.Is(err, test.want) {
+			t.Errorf("flush says %v, want %v", err, test.want)
+		}
+		if n := server.calls.Load(); n != 1 {
+			t.Errorf("%s: %d calls", test.reason, n)
+		}
+	}
+}
+
 func TestCoalescerWaitsForRoom(t *testing.T) {
 	t.Parallel()
 	store := newFakeStore()

@@ -20,6 +20,14 @@
 // once. A context without a deadline gets one of 5 s ([WithTimeout]), and each attempt 2 s of it
 // ([WithAttemptTimeout]).
 //
+// # Credentials
+//
+// Where servers ask who calls, give TLS and a token, or TLS with a certificate of the caller's own:
+//
+//	counters, err := client.Dial("plusone.internal:50051",
+//		client.WithTransportCredentials(credentials.NewTLS(&tls.Config{RootCAs: pool})),
+//		client.WithTokenFile("/run/secrets/plusone-token"))
+//
 // # Likes
 //
 // A like is a state of a key and an actor, and counts one for the key while it is set:

@@ -60,6 +60,7 @@ const (
 	reasonRequestIDReused  = "REQUEST_ID_REUSED"
 	reasonRequestIDExpired = "REQUEST_ID_EXPIRED"
 	reasonRequestIDEarly   = "REQUEST_ID_EARLY"
+	reasonMissingScope     = "MISSING_SCOPE"
 	reasonInvalidRequest   = "INVALID_REQUEST"
 	reasonTotalOverflow    = "TOTAL_OVERFLOW"
 	reasonOverloaded       = "OVERLOADED"
