@@ -3,11 +3,11 @@ package limit
 import (
 	"context"
 	_ "embed"
+	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/maphash"
 	"math"
-	"strconv"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -25,6 +25,10 @@ const (
 	scriptTimeout = time.Second
 	// maxBatchBuckets keeps a script below some two milliseconds.
 	maxBatchBuckets = 1_000
+	// A server that gets many changes a second lets them gather: a script costs server and Redis as much as taking from a
+	// few dozen buckets, and after it the changes go into the same batch of the store.
+	gatherBuckets = 256
+	gatherWait    = 4 * time.Millisecond
 	// maxQueuedBuckets is what may wait: more than a server has requests under way.
 	maxQueuedBuckets = 200_000
 )
@@ -178,69 +182,112 @@ type lane struct {
 	queue   *groupcommit.Queue[*request]
 
 	// Used by run alone.
-	index    map[string]int // of keys, by name
-	keys     []string
-	args     []string
-	requests []string
+	index map[string]int64 // of keys, from 1
+	keys  []string
+	rates []Rate
+	kinds []int64 // of keys: which rate they have, from 1
+	wants []int64
+	args  []byte
 }
 
 func newLane(r *Redis) *lane {
-	l := &lane{limiter: r, index: make(map[string]int)}
+	l := &lane{limiter: r, index: make(map[string]int64)}
 	l.queue = groupcommit.New(groupcommit.Config[*request]{
 		MaxQueue: maxQueuedBuckets, MaxBatch: maxBatchBuckets, Weigh: func(q *request) int { return len(q.keys) },
+		Gather: groupcommit.Gather{Enough: gatherBuckets, Wait: gatherWait},
 	}, l.run)
 	return l
 }
 
 // run answers all requests.
 func (l *lane) run(ctx context.Context, requests []*request) {
-	clear(l.index)
-	clear(l.keys)
-	l.keys, l.args, l.requests = l.keys[:0], l.args[:0], l.requests[:0]
+	l.collect(requests)
+	refused, err := l.ask(ctx, len(requests))
+	if err == nil && len(refused)%3 != 0 {
+		err = fmt.Errorf("limit: %d numbers are no answer", len(refused))
+	}
 	for _, q := range requests {
-		l.requests = append(l.requests, strconv.Itoa(len(q.keys)))
-		for i, key := range q.keys {
-			w := &q.wants[i]
-			n, known := l.index[key]
-			if !known {
-				l.keys = append(l.keys, key)
-				n = len(l.keys)
-				l.index[key] = n
-				l.args = append(l.args, microseconds(w.Rate.tokens(1)), microseconds(w.Rate.tokens(w.Rate.Burst)))
-			}
-			l.requests = append(l.requests, strconv.Itoa(n), strconv.FormatInt(w.Cost, 10))
-		}
+		q.verdict, q.err = Verdict{Allowed: true}, err
 	}
-	l.args = append(l.args, l.requests...)
-	answers, err := l.ask(ctx)
-	if err == nil && len(answers) != 2*len(requests) {
-		err = fmt.Errorf("limit: %d answers to %d requests", len(answers), len(requests))
+	for ; err == nil && len(refused) > 0; refused = refused[3:] {
+		q := requests[min(max(int(refused[0]), 1), len(requests))-1]
+		lacking := min(max(int(refused[1]), 1), len(q.keys))
+		q.verdict = Verdict{Lacking: lacking - 1, Wait: time.Duration(refused[2]) * time.Microsecond}
 	}
-	for i, q := range requests {
-		switch {
-		case err != nil:
-			q.err = err
-		case answers[2*i] == 0:
-			q.verdict = Verdict{Allowed: true}
-		default:
-			lacking := min(max(int(answers[2*i]), 1), len(q.keys))
-			q.verdict = Verdict{Lacking: lacking - 1, Wait: time.Duration(answers[2*i+1]) * time.Microsecond}
-		}
+	for _, q := range requests {
 		q.done <- struct{}{}
 	}
 }
 
+// collect makes keys and args of the requests, as the script takes them.
+func (l *lane) collect(requests []*request) {
+	clear(l.index)
+	clear(l.keys)
+	l.keys, l.rates, l.kinds, l.wants = l.keys[:0], l.rates[:0], l.kinds[:0], l.wants[:0]
+	for _, q := range requests {
+		l.wants = append(l.wants, int64(len(q.keys)))
+		for i, key := range q.keys {
+			n, known := l.index[key]
+			if !known {
+				l.keys = append(l.keys, key)
+				l.kinds = append(l.kinds, l.rate(q.wants[i].Rate))
+				n = int64(len(l.keys))
+				l.index[key] = n
+			}
+			l.wants = append(l.wants, n, q.wants[i].Cost)
+		}
+	}
+	l.args = binary.BigEndian.AppendUint32(append(l.args[:0], 0xdd), uint32(1+2*len(l.rates)+len(l.kinds)+len(l.wants)))
+	l.args = appendInteger(l.args, int64(len(l.rates)))
+	for _, r := range l.rates {
+		l.args = appendFloat(l.args, r.tokens(1)/1e3)
+		l.args = appendFloat(l.args, r.tokens(r.Burst)/1e3)
+	}
+	for _, n := range l.kinds {
+		l.args = appendInteger(l.args, n)
+	}
+	for _, n := range l.wants {
+		l.args = appendInteger(l.args, n)
+	}
+}
+
+// rate is the position of a rate among those of the batch, of which there are few, from 1.
+func (l *lane) rate(r Rate) int64 {
+	i := slices.Index(l.rates, r)
+	if i < 0 {
+		l.rates = append(l.rates, r)
+		i = len(l.rates) - 1
+	}
+	return int64(i + 1)
+}
+
+// appendInteger appends a number that is not negative, in MessagePack.
+func appendInteger(b []byte, n int64) []byte {
+	switch {
+	case n < 1<<7:
+		return append(b, byte(n))
+	case n < 1<<16:
+		return binary.BigEndian.AppendUint16(append(b, 0xcd), uint16(n))
+	default:
+		return binary.BigEndian.AppendUint64(append(b, 0xcf), uint64(n))
+	}
+}
+
+func appendFloat(b []byte, f float64) []byte {
+	return binary.BigEndian.AppendUint64(append(b, 0xcb), math.Float64bits(f))
+}
+
 // ask runs the script. An answer that is lost is not asked for again: tokens would be taken twice.
-func (l *lane) ask(ctx context.Context) ([]int64, error) {
+func (l *lane) ask(ctx context.Context, requests int) ([]int64, error) {
 	ctx, cancel := context.WithTimeout(ctx, scriptTimeout)
 	defer cancel()
 	metrics := l.limiter.cfg.Metrics
-	metrics.requests.Observe(float64(len(l.requests)))
+	metrics.requests.Observe(float64(requests))
 	sent := time.Now()
-	answers, err := l.limiter.script.Exec(ctx, l.limiter.client, l.keys, l.args).AsIntSlice()
+	refused, err := l.limiter.script.Exec(ctx, l.limiter.client, l.keys, []string{string(l.args)}).AsIntSlice()
 	metrics.seconds.Observe(time.Since(sent).Seconds())
 	if err == nil {
-		return answers, nil
+		return refused, nil
 	}
 	metrics.errors.Inc()
 	kind := counter.ErrUnavailable
@@ -248,55 +295,4 @@ func (l *lane) ask(ctx context.Context) ([]int64, error) {
 		kind = counter.ErrFull
 	}
 	return nil, fmt.Errorf("%w: take tokens: %w", kind, err)
-}
-
-// microseconds is a time, in nanoseconds, for the script.
-func microseconds(ns float64) string {
-	return strconv.FormatFloat(math.Max(ns/1e3, 0), 'f', -1, 64)
-}
-
-// emptyBuckets are buckets that Redis said to lack tokens. Until they can have come, there is no need to ask again. It has
-// a fixed size: one that is noted takes the place of another.
-type emptyBuckets struct {
-	seed  maphash.Seed
-	slots []slot
-}
-
-const emptySlots = 1 << 14
-
-type slot struct {
-	mu sync.Mutex
-	empty
-}
-
-type empty struct {
-	id    uint64
-	rate  Rate
-	need  int64 // so many tokens are not there
-	until time.Time
-}
-
-func newEmptyBuckets() *emptyBuckets {
-	return &emptyBuckets{seed: maphash.MakeSeed(), slots: make([]slot, emptySlots)}
-}
-
-// wait is how long a bucket is known to lack tokens, 0 if it is not.
-func (e *emptyBuckets) wait(w *Want, now time.Time) time.Duration {
-	id := hashOf(e.seed, w)
-	s := &e.slots[id%emptySlots]
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	// A policy may have changed the rate.
-	if s.id != id || s.rate != w.Rate || w.needed() < s.need {
-		return 0
-	}
-	return max(0, s.until.Sub(now))
-}
-
-func (e *emptyBuckets) note(w *Want, until time.Time) {
-	id := hashOf(e.seed, w)
-	s := &e.slots[id%emptySlots]
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.empty = empty{id: id, rate: w.Rate, need: w.needed(), until: until}
 }

@@ -3,7 +3,10 @@ package limit
 import (
 	"context"
 	"errors"
+	"fmt"
+	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -122,20 +125,41 @@ func TestRedisIsFull(t *testing.T) {
 	}
 }
 
+// Distinct actors of one caller.
 func BenchmarkRedis(b *testing.B) {
-	r := newRedis(b, false, redistest.Start(b).Addr)
-	fast := rate(b, "1000000/1s")
-	b.SetParallelism(256)
+	server := redistest.Start(b)
+	r := newRedis(b, false, server.Addr)
+	actor, caller := rate(b, "600/1m"), rate(b, "1000000/1s")
+	actors := make([]string, 10_000)
+	for i := range actors {
+		actors[i] = fmt.Sprintf("user:%07d", i)
+	}
+	var n atomic.Int64
+	before := cpu(server)
+	b.SetParallelism(100)
+	b.ReportAllocs()
 	b.RunParallel(func(pb *testing.PB) {
 		for pb.Next() {
 			if _, err := r.Take(b.Context(), []Want{
-				{Kind: ActorKey, Scope: "views", Who: "user:1", Key: "views/post:1", Rate: fast, Cost: 1},
-				{Kind: Actor, Scope: "views", Who: "user:1", Rate: fast, Cost: 1},
-				{Kind: Caller, Scope: "views", Who: "web", Rate: fast, Cost: 1},
+				{Kind: Actor, Scope: "views 600/1m0s/600", Who: actors[n.Add(1)%int64(len(actors))], Rate: actor, Cost: 1},
+				{Kind: Caller, Scope: "views 1000000/1s/1000000", Who: "web", Rate: caller, Cost: 1},
 			}); err != nil {
 				b.Error(err)
 				return
 			}
 		}
 	})
+	b.ReportMetric((cpu(server)-before)*1e9/float64(b.N), "redis-ns/op")
+}
+
+// cpu is the CPU time of a server, in seconds.
+func cpu(server *redistest.Server) (seconds float64) {
+	for line := range strings.Lines(server.Do("INFO", "cpu")) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), ":")
+		if name == "used_cpu_user" || name == "used_cpu_sys" {
+			n, _ := strconv.ParseFloat(value, 64) // a number, or it counts for nothing
+			seconds += n
+		}
+	}
+	return seconds
 }
