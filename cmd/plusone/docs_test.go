@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -178,6 +179,29 @@ func openChecker(t *testing.T, registry *prometheus.Registry) {
 	})
 	must(t, err)
 	t.Cleanup(func() { must(t, opened.Close()) })
+}
+
+// What the documentation shows of policies is one, and tells of every setting.
+func TestDocumentedPolicies(t *testing.T) {
+	t.Parallel()
+	doc := readDoc(t, "docs/policy.md")
+	blocks := regexp.MustCompile("(?s)```yaml\n(.*?)```").FindAllStringSubmatch(doc, -1)
+	if len(blocks) == 0 {
+		t.Fatal("there is no policy file")
+	}
+	for _, block := range blocks {
+		if _, err := policy.Parse([]byte(block[1]), policy.Bounds{MaxDelta: 1e12, DedupeWindow: 5 * time.Minute, Guard: true}); err != nil {
+			t.Error(err)
+		}
+	}
+	_, err := policy.Parse([]byte("default: {x: 1, limits: {x: 1}}"), policy.Bounds{})
+	for _, list := range regexp.MustCompile(`may have ([a-z_, ]+)`).FindAllStringSubmatch(err.Error(), -1) {
+		for name := range strings.SplitSeq(list[1], ", ") {
+			if !strings.Contains(doc, "| `"+name+"` |") {
+				t.Errorf("docs/policy.md has no row for %s", name)
+			}
+		}
+	}
 }
 
 // What the documentation shows of SQL runs.
