@@ -147,11 +147,14 @@ namespaces:
 		who  *identity.Identity
 		want failure // none lets it in
 	}{
-		"delta":         {call: increment(&plusonev1.IncrementRequest{Key: "small/1", Delta: number(10)})},
-		"large delta":   {call: increment(&plusonev1.IncrementRequest{Key: "small/1", Delta: number(-11)}), want: invalid("delta")},
-		"other delta":   {call: increment(&plusonev1.IncrementRequest{Key: "large/1", Delta: number(11)})},
-		"batch":         {call: batch("", one("small/1", 10), one("large/1", 11), one("small/2", -10))},
-		"batch, delta":  {call: batch("", one("large/1", 11), one("small/1", 11), one("small/2", 1), one("small/3", -11)), want: invalid("entries[1].delta", "entries[3].delta")},
+		"delta":       {call: increment(&plusonev1.IncrementRequest{Key: "small/1", Delta: number(10)})},
+		"large delta": {call: increment(&plusonev1.IncrementRequest{Key: "small/1", Delta: number(-11)}), want: invalid("delta")},
+		"other delta": {call: increment(&plusonev1.IncrementRequest{Key: "large/1", Delta: number(11)})},
+		"batch":       {call: batch("", one("small/1", 10), one("large/1", 11), one("small/2", -10))},
+		"batch, delta": {
+			call: batch("", one("large/1", 11), one("small/1", 11), one("small/2", 1), one("small/3", -11)),
+			want: invalid("entries[1].delta", "entries[3].delta"),
+		},
 		"named":         {call: increment(&plusonev1.IncrementRequest{Key: "named/1", Actor: "a"})},
 		"anonymous":     {call: increment(&plusonev1.IncrementRequest{Key: "named/1"}), want: denied(reasonAnonymousDenied)},
 		"bound":         {call: increment(&plusonev1.IncrementRequest{Key: "named/1"}), who: bound("a")},
@@ -188,13 +191,10 @@ namespaces:
 			if after := len(g.store.changes); after-before != 0 && err != nil || after-before != 1 && err == nil {
 				t.Errorf("%d changes reached the store", after-before)
 			}
-			switch {
-			case test.want.reason == "":
-				if err != nil {
-					t.Error(err)
-				}
-			default:
+			if test.want.reason != "" {
 				wantFailure(t, err, test.want)
+			} else if err != nil {
+				t.Error(err)
 			}
 		})
 	}

@@ -43,7 +43,7 @@ func (c *flushCommand) run(ctx context.Context, env environment) error {
 	if err != nil {
 		return err
 	}
-	policies, err := c.policyFileFlags.open(drainBounds(), flush.ModeSharded, reloads, env.logger)
+	policies, err := c.openPolicies(drainBounds(), flush.ModeSharded, reloads, env.logger)
 	if err != nil {
 		return errors.Join(err, p.close())
 	}

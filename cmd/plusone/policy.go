@@ -46,8 +46,9 @@ func (f *denyFlags) check() error {
 // policies are those of a file, which may change. Nil policies say nothing.
 type policies struct{ file *reload.File[*policy.Set] }
 
-// open loads the file, and follows it. It returns nil if there is none.
-func (f *policyFileFlags) open(bounds policy.Bounds, mode flush.Mode, metrics *reload.Metrics, logger *slog.Logger) (*policies, error) {
+// openPolicies loads the file, and follows it. It returns nil if there is none.
+func (f *policyFileFlags) openPolicies(bounds policy.Bounds, mode flush.Mode, metrics *reload.Metrics, logger *slog.Logger,
+) (*policies, error) {
 	if f.PolicyFile == "" {
 		return nil, nil
 	}
@@ -123,8 +124,9 @@ func (d *denied) close() {
 	}
 }
 
-// open loads what the flags name, and follows it. It returns nil if they name nothing.
-func (f *denyFlags) open(ctx context.Context, client rueidis.Client, registry *prometheus.Registry, metrics *reload.Metrics, logger *slog.Logger,
+// openDenied loads what the flags name, and follows it. It returns nil if they name nothing.
+func (f *denyFlags) openDenied(ctx context.Context, client rueidis.Client, registry *prometheus.Registry,
+	metrics *reload.Metrics, logger *slog.Logger,
 ) (*denied, error) {
 	if f.DenyFile == "" && f.DenyRedisKey == "" {
 		return nil, nil
@@ -156,12 +158,12 @@ type gate struct {
 }
 
 // openGate opens the gate of a deployment, which gets to close the policies too.
-func (c *serveCommand) openGate(ctx context.Context, p *policies, d *deployment, registry *prometheus.Registry, metrics *reload.Metrics,
-	logger *slog.Logger,
+func (c *serveCommand) openGate(ctx context.Context, p *policies, d *deployment, registry *prometheus.Registry,
+	metrics *reload.Metrics, logger *slog.Logger,
 ) (*gate, error) {
 	g := &gate{policies: p}
 	var err error
-	if g.denied, err = c.denyFlags.open(ctx, d.redis, registry, metrics, logger); err != nil {
+	if g.denied, err = c.openDenied(ctx, d.redis, registry, metrics, logger); err != nil {
 		p.close()
 		return nil, err
 	}
@@ -219,7 +221,10 @@ type policyCheckCommand struct {
 }
 
 func (c *policyCheckCommand) check([]*kong.Flag) error {
-	return errors.Join(between("--max-delta", c.MaxDelta, 1, 1<<62), between("--dedupe-window", c.DedupeWindow, 10*time.Second, 24*time.Hour))
+	return errors.Join(
+		between("--max-delta", c.MaxDelta, 1, 1<<62),
+		between("--dedupe-window", c.DedupeWindow, 10*time.Second, 24*time.Hour),
+	)
 }
 
 // run prints the policies of the file, or what is wrong with it.
@@ -229,7 +234,7 @@ func (c *policyCheckCommand) run(_ context.Context, env environment) error {
 		return err
 	}
 	set, err := policy.Parse(data, policy.Bounds{MaxDelta: c.MaxDelta, DedupeWindow: c.DedupeWindow, Guard: true})
-	var problems policy.Problems
+	var problems policy.FileErrors
 	switch {
 	case errors.As(err, &problems):
 		for _, p := range problems {

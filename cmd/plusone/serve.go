@@ -161,7 +161,7 @@ func (c *serveCommand) open(ctx context.Context, registry *prometheus.Registry, 
 	if err != nil {
 		return nil, err
 	}
-	policies, err := c.policyFileFlags.open(c.bounds(), mode, reloads, logger)
+	policies, err := c.openPolicies(c.bounds(), mode, reloads, logger)
 	if err != nil {
 		return nil, err
 	}
@@ -176,7 +176,8 @@ func (c *serveCommand) open(ctx context.Context, registry *prometheus.Registry, 
 	return d, nil
 }
 
-func (c *serveCommand) openStore(ctx context.Context, mode flush.Mode, policies *policies, registry *prometheus.Registry, logger *slog.Logger,
+func (c *serveCommand) openStore(ctx context.Context, mode flush.Mode, policies *policies, registry *prometheus.Registry,
+	logger *slog.Logger,
 ) (*deployment, error) {
 	o := ledgerOptions{
 		storeFlags: c.storeFlags, data: c.Data, history: c.History, policies: policies, maxConns: c.PostgresMaxConns, logger: logger,

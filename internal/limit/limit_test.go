@@ -94,7 +94,9 @@ func exercise(t *testing.T, l limiter, advance func(time.Duration)) {
 	// Others have buckets of their own, and so have other scopes and kinds.
 	slow := actor("views", "b", "1/1h")
 	one := []Want{
-		slow, actor("plays", "b", "1/1h"), {Kind: Caller, Scope: "views", Who: "b", Rate: slow.Rate, Cost: 1},
+		slow,
+		actor("plays", "b", "1/1h"),
+		{Kind: Caller, Scope: "views", Who: "b", Rate: slow.Rate, Cost: 1},
 		{Kind: ActorKey, Scope: "views", Who: "b", Key: "views/1", Rate: slow.Rate, Cost: 1},
 		{Kind: ActorKey, Scope: "views", Who: "b", Key: "views/2", Rate: slow.Rate, Cost: 1},
 	}

@@ -64,15 +64,15 @@ func (m *Memory) Take(_ context.Context, wants []Want) (Verdict, error) {
 	return verdict, nil
 }
 
-// take takes tokens, or says how long they lack. If it is not for real it only looks.
-func (m *Memory) take(w *Want, now int64, real bool) time.Duration {
+// take takes tokens, or says how long they lack. Unless it commits it only looks.
+func (m *Memory) take(w *Want, now int64, commit bool) time.Duration {
 	id := hashOf(m.seed, w)
 	s := &m.stripes[id%memoryStripes]
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	full, kept := s.full[id]
 	after, wait := w.take(full, now)
-	if wait > 0 || !real {
+	if wait > 0 || !commit {
 		return wait
 	}
 	if !kept && len(s.full) >= m.room {

@@ -28,11 +28,11 @@ type Problem struct {
 	Text string
 }
 
-// Problems are all that is wrong with a policy file, from top to bottom.
-type Problems []Problem
+// FileErrors are all that is wrong with a policy file, from top to bottom.
+type FileErrors []Problem
 
 // Error lists the first problems.
-func (p Problems) Error() string {
+func (p FileErrors) Error() string {
 	const listed = 5
 	var texts []string
 	for _, problem := range p[:min(len(p), listed)] {
@@ -52,7 +52,7 @@ func (p Problem) String() string {
 	return fmt.Sprintf("line %d: %s", p.Line, p.Text)
 }
 
-// Parse reads a policy file. An error is all its Problems.
+// Parse reads a policy file. An error is FileErrors.
 func Parse(data []byte, bounds Bounds) (*Set, error) {
 	p := &parser{bounds: bounds}
 	set := p.file(data)
@@ -65,7 +65,7 @@ func Parse(data []byte, bounds Bounds) (*Set, error) {
 
 type parser struct {
 	bounds   Bounds
-	problems Problems
+	problems FileErrors
 }
 
 func (p *parser) problem(at *yaml.Node, format string, args ...any) {

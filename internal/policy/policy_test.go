@@ -168,7 +168,7 @@ func TestProblems(t *testing.T) {
 func TestAllProblems(t *testing.T) {
 	t.Parallel()
 	_, err := Parse([]byte("namespaces:\n  a: {likes: 1}\n  b: {max_delta: -1}\ndefault: {x: 1, limits: {actor: x, caller: y}}"), bounds)
-	var problems Problems
+	var problems FileErrors
 	if !errors.As(err, &problems) {
 		t.Fatal(err)
 	}

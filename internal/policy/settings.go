@@ -109,7 +109,8 @@ func (p *parser) policy(n *yaml.Node, policy *Policy) {
 	}
 	p.mapping(n, "a policy", readers)
 	if anonymous != nil && policy.Anonymous && policy.Guard {
-		p.problem(anonymous, "anonymous must not be true with a guard: it is asked about an actor, so leaving out the actor would be a way past it")
+		p.problem(anonymous, "anonymous must not be true with a guard: "+
+			"it is asked about an actor, so leaving out the actor would be a way past it")
 	}
 	if guard != nil && policy.Guard && !p.bounds.Guard {
 		p.problem(guard, "guard is true, and the server has no guard to ask")
