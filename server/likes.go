@@ -52,8 +52,9 @@ func (s *counterService) setLike(ctx context.Context, req likeRequest, action co
 		return likeAnswer{}, err
 	}
 	// The change and the read share the time, so that after both there is as much left to answer in.
-	within, cancel := answerContext(ctx, s.config.RequestTimeout)
-	defer cancel()
+	until, _ := answerBy(ctx, s.config.RequestTimeout)
+	within := s.deadlines.With(ctx, until)
+	defer within.Release()
 	receipt, err := s.store.Apply(within, change)
 	if err == nil && receipt.Outcome != counter.Applied && receipt.Outcome != counter.Duplicate {
 		err = fmt.Errorf("the store answered outcome %d to a like", receipt.Outcome)
@@ -63,7 +64,7 @@ func (s *counterService) setLike(ctx context.Context, req likeRequest, action co
 	}
 	a := likeAnswer{changed: receipt.Changed, provisional: receipt.Provisional}
 	asOf := receipt.AsOf
-	if e := s.countAfter(within, change.Entries[0].Key); e != nil {
+	if e := s.countAfter(ctx, until, change.Entries[0].Key); e != nil {
 		a.count = &e.count.Count
 		// A caller who passes the later moment on as min_as_of never reads an older count than this one.
 		if e.asOf.After(asOf) {
@@ -76,13 +77,17 @@ func (s *counterService) setLike(ctx context.Context, req likeRequest, action co
 
 // countAfter reads a count that has all that was acknowledged before the call, and leaves it in the cache. It
 // returns nil if that cannot be told soon: neither a last known value nor a guess would be this like's count.
-func (s *counterService) countAfter(ctx context.Context, key string) *entry {
-	if ctx.Err() != nil {
+func (s *counterService) countAfter(ctx context.Context, until time.Time, key string) *entry {
+	now := time.Now()
+	if ctx.Err() != nil || !now.Before(until) {
 		return nil // nobody could wait for the load
 	}
-	ctx, cancel := context.WithTimeout(ctx, maxCountWait)
-	defer cancel()
-	return s.cache.obtain(ctx, []string{key}, freshness{})[0].entry
+	if soon := now.Add(maxCountWait); soon.Before(until) {
+		until = soon
+	}
+	within := s.deadlines.With(ctx, until)
+	defer within.Release()
+	return s.cache.obtain(within, []string{key}, freshness{})[0].entry
 }
 
 // BatchGetLikes tells which keys an actor likes.

@@ -290,7 +290,8 @@ func TestLikeWithoutCount(t *testing.T) {
 				if resp.Count != nil || !resp.Changed || !resp.AsOf.AsTime().Equal(began.Add(tc.apply)) {
 					t.Errorf("got %v", resp)
 				}
-				if took := time.Since(began); took != tc.took {
+				// Deadlines that share a timer pass up to 4 ms early.
+				if took := time.Since(began); took > tc.took || took < tc.took-4*time.Millisecond {
 					t.Errorf("took %v, want %v", took, tc.took)
 				}
 				synctest.Wait() // for a load that should not have begun

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/plusone-dev/plusone/internal/counter"
+	"github.com/plusone-dev/plusone/internal/deadline"
 )
 
 // maxRefreshes bounds the loads that run ahead of need. Keys that are not refreshed then are fetched when
@@ -89,11 +90,8 @@ func (c *countCache) obtain(ctx context.Context, keys []string, want freshness) 
 		if f.load == nil {
 			continue
 		}
-		select {
-		case <-f.load.done:
+		if results[i].err = deadline.Wait(ctx, f.load.done); results[i].err == nil {
 			results[i] = f.load.results[f.index]
-		case <-ctx.Done():
-			results[i].err = ctx.Err()
 		}
 	}
 	return results
@@ -122,12 +120,10 @@ func (c *countCache) obtainNext(ctx context.Context, key string) result {
 		}
 	}
 	c.mu.Unlock()
-	select {
-	case <-l.done:
-		return l.results[0]
-	case <-ctx.Done():
-		return result{err: ctx.Err()}
+	if err := deadline.Wait(ctx, l.done); err != nil {
+		return result{err: err}
 	}
+	return l.results[0]
 }
 
 // launchWaiting launches a load that is waiting to begin, once. The caller holds mu.
