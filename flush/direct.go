@@ -91,6 +91,7 @@ func NewDirect(ledger DirectLedger, cfg DirectConfig) (*Direct, error) {
 		MaxQueue: cfg.MaxQueue, MaxBatch: cfg.MaxGroup,
 		Weigh: func(p *pendingLikes) int { return len(p.pairs) },
 	}, d.likesGroup)
+	metrics.queues.Show(groupcommit.Queues{waitingChanges: {d.changes}, waitingReads: {d.reads}, waitingLikes: {d.likes}})
 	ctx, cancel := context.WithCancel(context.Background())
 	d.stopPruning = cancel
 	go d.pruneLoop(ctx)

@@ -6,6 +6,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/plusone-dev/plusone/internal/counter"
+	"github.com/plusone-dev/plusone/internal/groupcommit"
 )
 
 // directMetrics say how group commit is doing.
@@ -14,7 +15,15 @@ type directMetrics struct {
 	commitSeconds prometheus.Histogram
 	commitErrors  *prometheus.CounterVec
 	prunedClaims  prometheus.Counter
+	queues        *groupcommit.Collector
 }
+
+// The kinds of queues, by what waits in them.
+const (
+	waitingChanges = "changes"
+	waitingReads   = "reads"
+	waitingLikes   = "likes"
+)
 
 func newDirectMetrics(registry prometheus.Registerer) (*directMetrics, error) {
 	m := &directMetrics{
@@ -36,6 +45,7 @@ func newDirectMetrics(registry prometheus.Registerer) (*directMetrics, error) {
 			Name: "plusone_direct_pruned_claims_total",
 			Help: "Request ids and once-per claims forgotten after their time.",
 		}),
+		queues: groupcommit.NewCollector("plusone_direct", waitingChanges, waitingReads, waitingLikes),
 	}
 	for _, reason := range []string{"in_doubt", "unavailable", "full", "other"} {
 		m.commitErrors.WithLabelValues(reason)
@@ -43,7 +53,7 @@ func newDirectMetrics(registry prometheus.Registerer) (*directMetrics, error) {
 	if registry == nil {
 		return m, nil
 	}
-	for _, c := range []prometheus.Collector{m.groupChanges, m.commitSeconds, m.commitErrors, m.prunedClaims} {
+	for _, c := range []prometheus.Collector{m.groupChanges, m.commitSeconds, m.commitErrors, m.prunedClaims, m.queues} {
 		if err := registry.Register(c); err != nil {
 			return nil, err
 		}

@@ -46,7 +46,7 @@ type Worker struct {
 
 // NewWorker makes a worker; Run starts it.
 func NewWorker(scripts shard.Scripts, ledger WindowLedger, cfg WorkerConfig) *Worker {
-	return &Worker{scripts: scripts, ledger: ledger, cfg: cfg, metrics: newWorkerMetrics(cfg.Registerer)}
+	return &Worker{scripts: scripts, ledger: ledger, cfg: cfg, metrics: newWorkerMetrics(cfg)}
 }
 
 // Run drains all shards, round after round, until ctx is done. A round that fails is repeated after
@@ -103,12 +103,15 @@ func (w *Worker) report(ctx context.Context, n int, err error) {
 func (w *Worker) Round(ctx context.Context, n int) error {
 	failpoint.Before("lock")
 	step, cancel := context.WithTimeout(ctx, w.cfg.StepTimeout)
+	began := time.Now()
 	lock, ok, err := w.ledger.LockShard(step, n)
+	w.metrics.step(stepLock, began)
 	cancel()
 	if err != nil {
 		return fmt.Errorf("lock: %w", err)
 	}
 	if !ok {
+		w.metrics.elsewhere(n)
 		return nil
 	}
 	defer lock.Release()
@@ -153,6 +156,9 @@ func (w *Worker) pass(ctx context.Context, n int, lock ShardLock) (more bool, er
 		return false, s.err
 	}
 	w.metrics.observe(n, sealed)
+	if len(sealed.Sealed) == 0 {
+		w.metrics.progressed(n)
+	}
 	d := &drain{worker: w, shard: n, now: sealed.Time, due: sealed.Sealed}
 	more = sealed.More
 	for len(d.due) > 0 {
@@ -164,6 +170,7 @@ func (w *Worker) pass(ctx context.Context, n int, lock ShardLock) (more bool, er
 		if err != nil || done == postponed {
 			return false, err
 		}
+		w.metrics.progressed(n)
 		more = more || done == discarded // what lies behind it may be a rollback, which the next pass notices
 	}
 	return more, nil
@@ -173,11 +180,12 @@ func (w *Worker) pass(ctx context.Context, n int, lock ShardLock) (more bool, er
 type steps struct {
 	ctx     context.Context //nolint:containedctx // lives for one pass
 	timeout time.Duration
+	metrics *workerMetrics
 	err     error // of the step that failed
 }
 
 func (w *Worker) steps(ctx context.Context) *steps {
-	return &steps{ctx: ctx, timeout: w.cfg.StepTimeout}
+	return &steps{ctx: ctx, timeout: w.cfg.StepTimeout, metrics: w.metrics}
 }
 
 func (s *steps) do(name string, f func(context.Context) error) {
@@ -187,6 +195,7 @@ func (s *steps) do(name string, f func(context.Context) error) {
 	failpoint.Before(name)
 	ctx, cancel := context.WithTimeout(s.ctx, s.timeout)
 	defer cancel()
+	defer s.metrics.step(name, time.Now())
 	if err := f(ctx); err != nil {
 		s.err = fmt.Errorf("%s: %w", name, err)
 		return

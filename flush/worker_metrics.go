@@ -21,9 +21,19 @@ type workerMetrics struct {
 	discarded prometheus.Counter
 	rollbacks prometheus.Counter
 	errors    prometheus.Counter
+	success   *prometheus.GaugeVec
+	length    prometheus.Gauge
+	steps     *prometheus.HistogramVec
 }
 
-func newWorkerMetrics(reg prometheus.Registerer) *workerMetrics {
+// stepLock takes the lock of a shard. The other steps of a round are named where they are done.
+const stepLock = "lock"
+
+var stepNames = []string{
+	stepLock, "watermark", "seal", "restore", "sweep", "hold", "scan", "markers", "apply", "begin", "move", "end", "discard",
+}
+
+func newWorkerMetrics(cfg WorkerConfig) *workerMetrics {
 	m := &workerMetrics{
 		lag: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "plusone_flush_lag_seconds", Help: "Age of the shard's oldest window that is due, as this worker last saw it.",
@@ -61,9 +71,47 @@ func newWorkerMetrics(reg prometheus.Registerer) *workerMetrics {
 		errors: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "plusone_flush_errors_total", Help: "Rounds of a shard that failed and will be repeated.",
 		}),
+		success: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "plusone_flush_last_success_timestamp_seconds",
+			Help: "When this worker last drained windows of the shard, or saw that none is due. It begins with the start of the worker.",
+		}, []string{"shard"}),
+		length: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "plusone_flush_window_length_seconds", Help: "The setting --window: how long changes gather before they are due.",
+		}),
+		steps: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "plusone_flush_step_seconds", Help: "Time of a step of a round, in Redis or in the ledger, also of one that failed.",
+			Buckets: prometheus.ExponentialBuckets(250e-6, 4, 9), // 0.25 ms to 16 s
+		}, []string{"step"}),
 	}
-	reg.MustRegister(m.lag, m.backlog, m.windows, m.keys, m.likes, m.corrected, m.clipped, m.seconds, m.discarded, m.rollbacks, m.errors)
+	m.length.Set(cfg.Window.Seconds())
+	for n := range cfg.Shards {
+		m.elsewhere(n)
+		m.progressed(n)
+	}
+	for _, name := range stepNames {
+		m.steps.WithLabelValues(name)
+	}
+	cfg.Registerer.MustRegister(m.lag, m.backlog, m.windows, m.keys, m.likes, m.corrected, m.clipped, m.seconds, m.discarded, m.rollbacks, m.errors,
+		m.success, m.length, m.steps)
 	return m
+}
+
+// step is called at the end of a step.
+func (m *workerMetrics) step(name string, began time.Time) {
+	m.steps.WithLabelValues(name).Observe(time.Since(began).Seconds())
+}
+
+// progressed is called when windows were drained, and when none is due.
+func (m *workerMetrics) progressed(n int) {
+	m.success.WithLabelValues(strconv.Itoa(n)).SetToCurrentTime()
+}
+
+// elsewhere is called when another worker drains the shard. What this one saw last is then old, and the other one shows
+// what there is.
+func (m *workerMetrics) elsewhere(n int) {
+	label := strconv.Itoa(n)
+	m.lag.WithLabelValues(label).Set(0)
+	m.backlog.WithLabelValues(label).Set(0)
 }
 
 func (m *workerMetrics) observe(n int, sealed shard.SealReply) {

@@ -159,9 +159,10 @@ func (s *counterService) apply(ctx context.Context, change counter.Change,
 	defer within.Release()
 	receipt, err := s.store.Apply(within, change)
 	if err != nil {
-		return 0, nil, changeError(ctx, err, change)
+		return 0, nil, s.changeFailed(ctx, err, change)
 	}
 	asOf := timestamppb.New(receipt.AsOf)
+	s.metrics.changes.acknowledged(receipt.Outcome)
 	switch receipt.Outcome {
 	case counter.Applied:
 		return plusonev1.Outcome_OUTCOME_APPLIED, asOf, nil
@@ -170,6 +171,13 @@ func (s *counterService) apply(ctx context.Context, change counter.Change,
 	case counter.AlreadyCounted:
 		return plusonev1.Outcome_OUTCOME_ALREADY_COUNTED, asOf, nil
 	default:
-		return 0, nil, changeError(ctx, fmt.Errorf("the store answered outcome %d", receipt.Outcome), change)
+		return 0, nil, s.changeFailed(ctx, fmt.Errorf("the store answered outcome %d", receipt.Outcome), change)
 	}
+}
+
+// changeFailed maps the error of a change, and counts it.
+func (s *counterService) changeFailed(ctx context.Context, err error, change counter.Change) error {
+	failure := changeError(ctx, err, change)
+	s.metrics.changes.refused(failure.status)
+	return failure
 }

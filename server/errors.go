@@ -167,7 +167,7 @@ func (e *rpcError) GRPCStatus() *status.Status { return e.status }
 func (e *rpcError) Unwrap() error { return e.cause }
 
 // changeError maps the error of a change. ctx is the caller's.
-func changeError(ctx context.Context, err error, change counter.Change) error {
+func changeError(ctx context.Context, err error, change counter.Change) *rpcError {
 	st := callerStatus(ctx)
 	if st == nil {
 		st = storeStatus(err)

@@ -199,12 +199,12 @@ func itemsOf(req any) (items int, ok bool) {
 func (a *admission) enter(items int64) error {
 	if a.requests.Add(1) > a.maxRequests {
 		a.requests.Add(-1)
-		a.metrics.shed.WithLabelValues("requests").Inc()
+		a.metrics.shed.WithLabelValues(limitRequests).Inc()
 		return &rpcError{status: statusOverloaded}
 	}
 	if a.items.Add(items) > a.maxItems {
 		a.leave(items)
-		a.metrics.shed.WithLabelValues("items").Inc()
+		a.metrics.shed.WithLabelValues(limitItems).Inc()
 		return &rpcError{status: statusOverloaded}
 	}
 	return nil

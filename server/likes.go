@@ -60,8 +60,9 @@ func (s *counterService) setLike(ctx context.Context, req likeRequest, action co
 		err = fmt.Errorf("the store answered outcome %d to a like", receipt.Outcome)
 	}
 	if err != nil {
-		return likeAnswer{}, changeError(ctx, err, change)
+		return likeAnswer{}, s.changeFailed(ctx, err, change)
 	}
+	s.metrics.changes.acknowledged(receipt.Outcome)
 	a := likeAnswer{changed: receipt.Changed, provisional: receipt.Provisional}
 	asOf := receipt.AsOf
 	if e := s.countAfter(ctx, until, change.Entries[0].Key); e != nil {

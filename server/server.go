@@ -88,7 +88,9 @@ func New(store Store, reports Reports, config Config) (*Server, error) {
 		return nil, fmt.Errorf("register metrics: %w", err)
 	}
 
-	s := &Server{health: health.NewServer(), cache: cache, log: log, admission: in, ending: make(chan struct{})}
+	s := &Server{
+		health: health.NewServer(), cache: cache, log: log, admission: in, ending: make(chan struct{}),
+	}
 	var who *access
 	if config.Authenticator != nil {
 		who = &access{authenticator: config.Authenticator, metrics: m}

@@ -149,7 +149,9 @@ func (l *loader) load(ctx context.Context, loads []*baseLoad) error {
 		for shard, keys := range wanted {
 			for len(keys) > 0 {
 				chunk := keys[:min(loadChunk, len(keys))]
+				sent := time.Now()
 				ok, err := l.scripts.Load(ctx, shard, snapshot.Watermarks[shard], l.bases(rows, shard, chunk))
+				l.metrics.script(scriptLoad, sent, err)
 				if err != nil {
 					return readError(err)
 				}

@@ -4,6 +4,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/plusone-dev/plusone/internal/groupcommit"
 )
 
 // Metrics of the sharded store.
@@ -22,7 +24,25 @@ type Metrics struct {
 	supposedLikes prometheus.Counter
 	spreadKeys    prometheus.Gauge
 	spreadRefused prometheus.Counter
+	queues        *groupcommit.Collector
 }
+
+// The scripts that the store runs; the worker's are steps of its own.
+const (
+	scriptWrite  = "write"
+	scriptRead   = "read"
+	scriptLikes  = "likes"
+	scriptLoad   = "load"
+	scriptSpread = "spread"
+)
+
+// The kinds of queues.
+const (
+	queueWrites = "writes"
+	queueReads  = "reads"
+	queueBases  = "bases"
+	queueLikes  = "likes"
+)
 
 // NewMetrics registers the metrics.
 func NewMetrics(reg prometheus.Registerer) *Metrics {
@@ -73,9 +93,14 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		spreadRefused: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "plusone_shard_spread_refused_total", Help: "Hot keys not spread because the limit of spread keys is reached.",
 		}),
+		queues: groupcommit.NewCollector("plusone_shard", queueWrites, queueReads, queueBases, queueLikes),
+	}
+	for _, name := range []string{scriptWrite, scriptRead, scriptLikes, scriptLoad, scriptSpread} {
+		m.scriptSeconds.WithLabelValues(name)
+		m.scriptErrors.WithLabelValues(name)
 	}
 	reg.MustRegister(m.scriptSeconds, m.scriptErrors, m.batchChanges, m.refusals, m.retries, m.loadSeconds, m.loadKeys,
-		m.loadErrors, m.likeSeconds, m.likeLoads, m.likeErrors, m.supposedLikes, m.spreadKeys, m.spreadRefused)
+		m.loadErrors, m.likeSeconds, m.likeLoads, m.likeErrors, m.supposedLikes, m.spreadKeys, m.spreadRefused, m.queues)
 	return m
 }
 

@@ -124,7 +124,7 @@ func (r *reader) merge(queries []*query) []KeyGroup {
 }
 
 func (r *reader) read(ctx context.Context, groups []KeyGroup) ([]ReadReply, error) {
-	replies, err := tryRead(ctx, r.metrics, "read", func(ctx context.Context) ([]ReadReply, error) {
+	replies, err := tryRead(ctx, r.metrics, scriptRead, func(ctx context.Context) ([]ReadReply, error) {
 		return r.scripts.Read(ctx, groups)
 	})
 	if err == nil {

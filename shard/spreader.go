@@ -76,7 +76,7 @@ func (p *spreader) mark(ctx context.Context, key string) {
 	defer cancel()
 	sent := time.Now()
 	marker, err := p.scripts.Spread(ctx, Home(key, p.shards), []string{key})
-	p.metrics.script("spread", sent, err)
+	p.metrics.script(scriptSpread, sent, err)
 	switch {
 	case err != nil:
 		p.log.WarnContext(ctx, "hot key not spread, will be tried again", "error", err)

@@ -229,7 +229,7 @@ func (l *stateLoader) lookUp(ctx context.Context, groups []PairGroup) ([][]PairV
 }
 
 func (l *stateLoader) lookUpOnce(ctx context.Context, groups []PairGroup) ([][]PairValue, error) {
-	return tryRead(ctx, l.metrics, "likes", func(ctx context.Context) ([][]PairValue, error) {
+	return tryRead(ctx, l.metrics, scriptLikes, func(ctx context.Context) ([][]PairValue, error) {
 		return l.scripts.Likes(ctx, groups)
 	})
 }

@@ -64,7 +64,18 @@ func New(scripts Scripts, ledger Ledger, cfg Config) *Store {
 		s.writers = append(s.writers, newWriter(s))
 		s.readers = append(s.readers, newReader(s))
 	}
+	s.showQueues()
 	return s
+}
+
+// showQueues has the metrics show what waits.
+func (s *Store) showQueues() {
+	queues := groupcommit.Queues{queueBases: {s.loader.queue}, queueLikes: {s.states.queue}}
+	for i := range s.writers {
+		queues[queueWrites] = append(queues[queueWrites], s.writers[i].queue)
+		queues[queueReads] = append(queues[queueReads], s.readers[i].queue)
+	}
+	s.metrics.queues.Show(queues)
 }
 
 // Close refuses new work, finishes what was accepted, bounded by ctx, and stops.

@@ -196,7 +196,7 @@ func (w *writer) attempt(ctx context.Context, b *WriteBatch) (reply WriteReply, 
 		sent := time.Now()
 		reply, err = w.scripts.Write(attempt, b)
 		cancel()
-		w.metrics.script("write", sent, err)
+		w.metrics.script(scriptWrite, sent, err)
 		if err == nil {
 			return reply, lost, nil
 		}

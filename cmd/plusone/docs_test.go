@@ -2,30 +2,16 @@ package main_test
 
 import (
 	"context"
-	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-
-	"github.com/plusone-dev/plusone/flush"
-	"github.com/plusone-dev/plusone/internal/certs"
-	"github.com/plusone-dev/plusone/internal/certtest"
-	"github.com/plusone-dev/plusone/internal/checker"
-	"github.com/plusone-dev/plusone/internal/connlimit"
-	"github.com/plusone-dev/plusone/internal/deny"
-	"github.com/plusone-dev/plusone/internal/limit"
 	"github.com/plusone-dev/plusone/internal/policy"
-	"github.com/plusone-dev/plusone/internal/reload"
 	"github.com/plusone-dev/plusone/internal/testproc"
-	"github.com/plusone-dev/plusone/server"
-	"github.com/plusone-dev/plusone/shard"
 )
 
 func readDoc(t *testing.T, name string) string {
@@ -103,82 +89,6 @@ func TestDocumentedFlags(t *testing.T) {
 
 func envOf(flag string) string {
 	return "PLUSONE_" + strings.ToUpper(strings.ReplaceAll(strings.TrimPrefix(flag, "--"), "-", "_"))
-}
-
-type noPolicies struct{}
-
-func (noPolicies) Of(string) *policy.Policy { return nil }
-
-// The metrics of the documentation are those that exist.
-func TestDocumentedMetrics(t *testing.T) {
-	t.Parallel()
-	registry := prometheus.NewRegistry()
-	logger := slog.New(slog.DiscardHandler)
-	s, err := server.New(nil, nil, server.Config{
-		Registry: registry, Logger: logger, Policies: noPolicies{}, Limiter: limit.NewMemory(limit.NewMetrics(registry)),
-	})
-	must(t, err)
-	deny.NewMetrics(registry)
-	defer func() { must(t, s.Shutdown(context.Background())) }()
-	direct, err := flush.NewDirect(nil, flush.DirectConfig{Registry: registry, Logger: logger})
-	must(t, err)
-	defer func() { must(t, direct.Close(context.Background())) }()
-	shard.NewMetrics(registry)
-	reload.NewMetrics(registry)
-	connlimit.NewMetrics(registry)
-	openCertificates(t, registry)
-	openChecker(t, registry)
-	flush.NewWorker(nil, nil, flush.WorkerConfig{Registerer: registry, Logger: logger})
-
-	described := make(chan *prometheus.Desc)
-	go func() {
-		registry.Describe(described)
-		close(described)
-	}()
-	var want []string
-	name := regexp.MustCompile(`fqName: "([^"]+)"`)
-	for d := range described {
-		want = append(want, name.FindStringSubmatch(d.String())[1])
-	}
-	slices.Sort(want)
-	want = slices.Compact(want)
-
-	got := regexp.MustCompile("plusone_(?:grpc|server|cache|direct|redis|shard|flush|auth|tls|reloads?|connections|gate|guard|limit|deny)_[a-z_]+").FindAllString(readDoc(t, "docs/operating.md"), -1)
-	slices.Sort(got)
-	got = slices.Compact(got)
-	for _, metric := range want {
-		if !slices.Contains(got, metric) {
-			t.Errorf("docs/operating.md lacks %s", metric)
-		}
-	}
-	for _, metric := range got {
-		if !slices.Contains(want, metric) {
-			t.Errorf("docs/operating.md names %s, which does not exist", metric)
-		}
-	}
-}
-
-// openCertificates registers the metrics of certificates.
-func openCertificates(t *testing.T, registry *prometheus.Registry) {
-	t.Helper()
-	ca := certtest.NewAuthority(t)
-	dir := testproc.TempDir(t)
-	files := ca.Issue(t, certtest.Leaf{Name: "127.0.0.1"}).Write(t, dir, "server")
-	opened, err := certs.Open(certs.Options{Certificate: files.Certificate, Key: files.Key, ClientCA: ca.Write(t, dir), Registry: registry})
-	must(t, err)
-	t.Cleanup(opened.Close)
-}
-
-// openChecker registers the metrics of a guard.
-func openChecker(t *testing.T, registry *prometheus.Registry) {
-	t.Helper()
-	target, err := checker.ParseTarget("http://127.0.0.1/")
-	must(t, err)
-	opened, err := checker.New(checker.Config{
-		Target: target, CacheEntries: 1, Registry: registry, Logger: slog.New(slog.DiscardHandler),
-	})
-	must(t, err)
-	t.Cleanup(func() { must(t, opened.Close()) })
 }
 
 // What the documentation shows of policies is one, and tells of every setting.

@@ -37,7 +37,7 @@ func (c *flushCommand) run(ctx context.Context, env environment) error {
 	if err != nil {
 		return err
 	}
-	registry := newRegistry()
+	registry := newRegistry("flush")
 	reloads := reload.NewMetrics(registry)
 	p, err := c.listenFlags.open(ctx, "", registry, reloads, env.logger)
 	if err != nil {

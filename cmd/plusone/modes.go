@@ -29,6 +29,7 @@ type ledgerOptions struct {
 	policies *policies // may be nil
 	maxConns int       // of Postgres, 0 for its default
 	logger   *slog.Logger
+	registry prometheus.Registerer // of the metrics of Postgres, nil for none
 }
 
 // openSQLite opens, migrates and checks the ledger of embedded mode.
@@ -56,6 +57,12 @@ func openPostgres(ctx context.Context, mode flush.Mode, o ledgerOptions) (*flush
 	if err := prepare(ctx, ledger, o.settings(mode)); err != nil {
 		ledger.Close()
 		return nil, err
+	}
+	if o.registry != nil {
+		if err := o.registry.Register(ledger.Metrics()); err != nil {
+			ledger.Close()
+			return nil, fmt.Errorf("register metrics: %w", err)
+		}
 	}
 	return ledger, nil
 }
@@ -114,6 +121,7 @@ func openEmbedded(ctx context.Context, o ledgerOptions, registry *prometheus.Reg
 
 // openDirect opens direct mode.
 func openDirect(ctx context.Context, o ledgerOptions, registry *prometheus.Registry) (*deployment, error) {
+	o.registry = registry
 	ledger, err := openPostgres(ctx, flush.ModeDirect, o)
 	if err != nil {
 		return nil, err
@@ -135,6 +143,7 @@ type shardedOptions struct {
 
 // openSharded opens sharded mode.
 func openSharded(ctx context.Context, o shardedOptions, registry *prometheus.Registry) (*deployment, error) {
+	o.registry = registry
 	ledger, err := openPostgres(ctx, flush.ModeSharded, o.ledgerOptions)
 	if err != nil {
 		return nil, err

@@ -94,7 +94,11 @@ func (c *serveCommand) run(ctx context.Context, env environment) error {
 	if err := tuneBuffers(); err != nil {
 		return err
 	}
-	registry := newRegistry()
+	mode, err := c.mode()
+	if err != nil {
+		return err
+	}
+	registry := newRegistry(string(mode))
 	e, err := c.openEntrance(ctx, registry, env.logger)
 	if err != nil {
 		return err
@@ -217,12 +221,16 @@ func (a serveAddrs) listen(ctx context.Context, p *ports) (grpc, http net.Listen
 	return grpc, http, nil
 }
 
-// newRegistry has the metrics of the process and its runtime.
-func newRegistry() *prometheus.Registry {
+// newRegistry has the metrics of the process and its runtime, and says what runs and how.
+func newRegistry(mode string) *prometheus.Registry {
 	registry := prometheus.NewRegistry()
 	for _, c := range []prometheus.Collector{
 		collectors.NewGoCollector(), collectors.NewBuildInfoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "plusone_build_info", Help: "Always 1: the version that runs, and in which mode.",
+			ConstLabels: prometheus.Labels{"version": buildVersion(), "mode": mode},
+		}, func() float64 { return 1 }),
 	} {
 		if err := registry.Register(c); err != nil {
 			panic(fmt.Sprintf("register %T in an empty registry: %v", c, err))

@@ -53,6 +53,8 @@ type Queue[T any] struct {
 	items  []T // items[:head] were taken
 	head   int
 	weight int // of items[head:]
+	// refused counts items that found no room.
+	refused uint64
 
 	// enough gets a message when Enough is waiting, if the runner waits for that.
 	enough    chan struct{}
@@ -92,6 +94,7 @@ func (q *Queue[T]) Add(item T) error {
 		return ErrClosed
 	}
 	if q.weight > 0 && q.weight+w > q.cfg.MaxQueue {
+		q.refused++
 		q.mu.Unlock()
 		return ErrFull
 	}
@@ -111,6 +114,25 @@ func (q *Queue[T]) Add(item T) error {
 		q.enough <- struct{}{}
 	}
 	return nil
+}
+
+// Stats are what a queue is asked for by metrics.
+type Stats struct {
+	// Waiting is how many items wait for the next batches.
+	Waiting int
+	// Fill is their weight as a part of MaxQueue. Above 1 it is one item that alone is heavier.
+	Fill float64
+	// Refused counts the items that Add refused with ErrFull.
+	Refused uint64
+}
+
+// Stats returns the state of the moment.
+func (q *Queue[T]) Stats() Stats {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return Stats{
+		Waiting: len(q.items) - q.head, Fill: float64(q.weight) / float64(max(q.cfg.MaxQueue, 1)), Refused: q.refused,
+	}
 }
 
 // Close refuses new items, runs those that wait and returns when the last batch has ended. If ctx is done

@@ -270,3 +270,28 @@ func TestCloseEndsTheWait(t *testing.T) {
 		}
 	})
 }
+
+func TestStats(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := &recorder{gate: make(chan struct{})}
+		q := groupcommit.New(groupcommit.Config[int]{MaxQueue: 4, MaxBatch: 3}, r.run)
+		add(t, q, 1)
+		synctest.Wait() // the first batch is under way
+		add(t, q, 2, 3, 4)
+		if got, want := q.Stats(), (groupcommit.Stats{Waiting: 3, Fill: .75}); got != want {
+			t.Errorf("%+v, want %+v", got, want)
+		}
+		add(t, q, 5)
+		if err := q.Add(6); !errors.Is(err, groupcommit.ErrFull) {
+			t.Errorf("a full queue: %v", err)
+		}
+		if got, want := q.Stats(), (groupcommit.Stats{Waiting: 4, Fill: 1, Refused: 1}); got != want {
+			t.Errorf("%+v, want %+v", got, want)
+		}
+		close(r.gate)
+		mustClose(t, q)
+		if got, want := q.Stats(), (groupcommit.Stats{Refused: 1}); got != want {
+			t.Errorf("%+v, want %+v", got, want)
+		}
+	})
+}
