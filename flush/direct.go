@@ -209,7 +209,7 @@ func (d *Direct) commit(ctx context.Context, pending []*pendingChange) error {
 	}
 	d.metrics.groupChanges.Observe(float64(len(pending)))
 	for i, p := range pending {
-		p.settle(verdicts[i], asOf)
+		p.settle(verdicts[i], asOf, counter.Batch{Sent: start, Changes: len(pending)})
 	}
 	d.gather(min(gatherCommits*took, gatherLongest))
 	return nil
@@ -247,10 +247,10 @@ func (d *Direct) afterError(pending []*pendingChange, err error, again bool) []*
 	return repeat
 }
 
-func (p *pendingChange) settle(v Verdict, asOf time.Time) {
+func (p *pendingChange) settle(v Verdict, asOf time.Time, batch counter.Batch) {
 	switch {
 	case v.Err == nil:
-		p.receipt = counter.Receipt{Outcome: v.Outcome, AsOf: asOf, Changed: v.Changed}
+		p.receipt = counter.Receipt{Outcome: v.Outcome, AsOf: asOf, Changed: v.Changed, Batch: batch}
 	case p.doubt != nil && errors.Is(v.Err, counter.ErrRequestIDExpired):
 		// The id expired between two attempts, so it is not known any more what the first one did.
 		p.err = p.doubt

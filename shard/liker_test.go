@@ -75,6 +75,10 @@ func (c *likeTrips) sets(t *testing.T, s *shard.Store, like counter.LikeAction, 
 	got, err := s.Apply(t.Context(), counter.Change{Entries: []counter.Entry{{Key: "k"}}, Actor: actor, Like: like})
 	must(t, err)
 	want.Outcome, want.AsOf = counter.Applied, got.AsOf
+	if got.Batch.Changes != 1 || got.Batch.Sent.IsZero() {
+		t.Errorf("%s was alone, and its batch is said to be %+v", actor, got.Batch)
+	}
+	got.Batch = counter.Batch{}
 	equal(t, "receipt of "+actor, got, want)
 	equal(t, "writes and questions for "+actor, [2]int{c.writes, c.asked}, [2]int{writes, asked})
 }

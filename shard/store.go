@@ -248,12 +248,16 @@ func (s *Store) claimedAtHome(ctx context.Context, c *counter.Change, p *part) (
 type tally struct {
 	applied, duplicate, once bool
 	micros                   int64
+	batch                    counter.Batch // the last
 	err                      error
 }
 
 // add takes over a finished job and returns the entries that must be routed again.
 func (t *tally) add(j *job) []counter.Entry {
 	t.micros = max(t.micros, j.micros)
+	if j.batch.Sent.After(t.batch.Sent) {
+		t.batch = j.batch
+	}
 	if j.err != nil {
 		t.fail(j.err)
 	}
@@ -296,7 +300,7 @@ func (t *tally) error() error {
 // receipt is that of the change as a whole. Its moment is the next microsecond: a read in the same one may
 // have been before.
 func (t *tally) receipt() counter.Receipt {
-	r := counter.Receipt{Outcome: counter.Duplicate, AsOf: time.UnixMicro(t.micros + 1)}
+	r := counter.Receipt{Outcome: counter.Duplicate, AsOf: time.UnixMicro(t.micros + 1), Batch: t.batch}
 	switch {
 	case t.applied:
 		r.Outcome = counter.Applied

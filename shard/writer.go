@@ -49,6 +49,7 @@ type job struct {
 	err     error
 	reroute bool // nothing that is unsettled was applied, and its routing has changed
 	micros  int64
+	batch   counter.Batch
 
 	single [1]part // room for parts
 }
@@ -111,6 +112,7 @@ type writer struct {
 
 	// Used by run alone.
 	batch *batch
+	sent  time.Time // when the batch was, for the last time
 	rest  []*job
 	next  []*job
 }
@@ -193,10 +195,10 @@ func (w *writer) attempt(ctx context.Context, b *WriteBatch) (reply WriteReply, 
 	pause := 5 * time.Millisecond
 	for {
 		attempt, cancel := context.WithTimeout(ctx, writeAttempt)
-		sent := time.Now()
+		w.sent = time.Now()
 		reply, err = w.scripts.Write(attempt, b)
 		cancel()
-		w.metrics.script(scriptWrite, sent, err)
+		w.metrics.script(scriptWrite, w.sent, err)
 		if err == nil {
 			return reply, lost, nil
 		}
@@ -260,8 +262,9 @@ func (w *writer) applied(reply WriteReply) {
 		}
 		likes = likes[min(len(likes), len(s.likers)):]
 	}
+	sent := counter.Batch{Sent: w.sent, Changes: len(w.batch.jobs)}
 	for _, j := range w.batch.jobs {
-		j.micros = reply.Micros
+		j.micros, j.batch = reply.Micros, sent
 		var err error
 		for i := range j.parts {
 			p := &j.parts[i]
@@ -330,8 +333,9 @@ func (w *writer) refused(reply WriteReply) []*job {
 	}
 	var again []*job
 	alone := len(w.batch.jobs) == 1
+	sent := counter.Batch{Sent: w.sent, Changes: len(w.batch.jobs)}
 	for _, j := range w.batch.jobs {
-		j.micros = reply.Micros
+		j.micros, j.batch = reply.Micros, sent
 		err := j.decide(reply.Micros/1000, w.dedupe)
 		for i := range j.parts {
 			p := &j.parts[i]

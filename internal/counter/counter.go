@@ -89,6 +89,16 @@ type Receipt struct {
 	// Provisional says that the ledger could not be asked what the like was, and Changed supposes that it was the
 	// opposite. What the change adds is set right when it reaches the ledger.
 	Provisional bool
+	// Batch is what settled the change, for traces; it may be the zero Batch.
+	Batch Batch
+}
+
+// Batch is a script or transaction that changes shared.
+type Batch struct {
+	// Sent is when it was sent, by the clock of this process: until then the change waited for it.
+	Sent time.Time
+	// Changes is how many shared it.
+	Changes int
 }
 
 // Count is what a counter was at AsOf, a moment of the store's clock.
