@@ -18,7 +18,7 @@ func BenchmarkAccess(b *testing.B) {
 	req := &plusonev1.IncrementRequest{Key: "views/a"}
 	info := &grpc.UnaryServerInfo{FullMethod: plusonev1.CounterService_Increment_FullMethodName}
 	handler := func(ctx context.Context, _ any) (any, error) { return req, ctx.Err() }
-	i := newInterceptor(r.server.cache.metrics, &access{people, r.server.cache.metrics}, r.server.admission, r.server.log, nil)
+	i := newInterceptor(r.server.cache.metrics, &access{people, r.server.cache.metrics}, r.server.admission, nil, r.server.log, nil)
 	for name, access := range map[string]*access{"everyone": nil, "known": i.access} {
 		b.Run(name, func(b *testing.B) {
 			i.access = access

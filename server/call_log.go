@@ -10,37 +10,62 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	"github.com/plusone-dev/plusone/internal/counter"
+	"github.com/plusone-dev/plusone/internal/identity"
 )
 
 // maxLinesPerSecond bounds the lines of each level, as every call may fail at once.
 const maxLinesPerSecond = 10
 
 // callLog logs failed calls: those that are the server's fault as errors, those that are for want of
-// capacity or time as warnings, the caller's own as info. It never logs keys or actors.
+// capacity or time as warnings, the caller's own as info. These lines have neither keys nor actors. At debug level there is
+// a line for each call besides, which has them.
 type callLog struct {
 	logger  *slog.Logger
 	metrics *metrics
+	traced  bool // calls may have traces
+	debug   bool // each call is logged
 
 	errors, warnings, infos lineLimit
 	// refusals are apart from infos, as anybody can cause them.
 	refusals lineLimit
 }
 
-// callFailed logs a failed call. The request is nil if it came as a stream.
-func (l *callLog) callFailed(ctx context.Context, method string, req any, took time.Duration, err error) {
-	st := status.Convert(err)
+// newCallLog makes a log. Whether it logs each call does not change later, so that otherwise a call costs nothing.
+func newCallLog(logger *slog.Logger, traced bool, m *metrics) *callLog {
+	return &callLog{logger: logger, metrics: m, traced: traced, debug: logger.Enabled(context.Background(), slog.LevelDebug)}
+}
+
+// attrs are what all lines about a call have.
+func (l *callLog) attrs(ctx context.Context, method string, req any, took time.Duration, st *status.Status) []slog.Attr {
 	attrs := []slog.Attr{
 		slog.String("method", method),
 		slog.String("code", st.Code().String()),
 		slog.Duration("duration", took),
-		slog.String("message", st.Message()),
 	}
-	if r, ok := req.(interface{ GetRequestId() string }); ok {
-		if id := r.GetRequestId(); textProblem(id, counter.MaxRequestIDBytes) == "" {
-			attrs = append(attrs, slog.String("request_id", id))
+	if id := requestID(req); id != "" {
+		attrs = append(attrs, slog.String("request_id", id))
+	}
+	if who := identity.FromContext(ctx); who != nil {
+		attrs = append(attrs, slog.String("caller", who.Name))
+	}
+	if l.traced {
+		if id := traceID(ctx); id != "" {
+			attrs = append(attrs, slog.String("trace_id", id))
 		}
 	}
+	return attrs
+}
+
+// called logs a call with what it was about, at debug level. The request is nil if it came as a stream.
+func (l *callLog) called(ctx context.Context, method string, req any, took time.Duration, err error) {
+	attrs := append(l.attrs(ctx, method, req, took, status.Convert(err)), subjectAttrs(req)...)
+	l.logger.LogAttrs(ctx, slog.LevelDebug, "call", attrs...)
+}
+
+// callFailed logs a failed call. The request is nil if it came as a stream.
+func (l *callLog) callFailed(ctx context.Context, method string, req any, took time.Duration, err error) {
+	st := status.Convert(err)
+	attrs := append(l.attrs(ctx, method, req, took, st), slog.String("message", st.Message()))
 	if cause := errors.Unwrap(err); cause != nil {
 		attrs = append(attrs, slog.String("cause", cause.Error()))
 	}

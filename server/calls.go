@@ -38,6 +38,7 @@ type methodCalls struct {
 	labels  []string // type, service, method
 	streams bool
 	rule    *rule // who may call it; nil is nobody. Of no effect where everyone may call
+	admin   bool  // of AdminService
 
 	started        atomic.Uint64
 	handled        [numCodes]atomic.Uint64
@@ -69,6 +70,7 @@ func (c *calls) add(services map[string]grpc.ServiceInfo) {
 			c.methods["/"+service+"/"+m.Name] = &methodCalls{
 				labels:  []string{methodType(m), service, m.Name},
 				streams: m.IsClientStream || m.IsServerStream,
+				admin:   service == adminService,
 			}
 		}
 	}

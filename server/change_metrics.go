@@ -15,6 +15,13 @@ type changeMetrics struct {
 	counted [counter.AlreadyCounted + 1]prometheus.Counter
 }
 
+// outcomeNames are those of metrics and traces.
+var outcomeNames = map[counter.Outcome]string{
+	counter.Applied:        "applied",
+	counter.Duplicate:      "duplicate",
+	counter.AlreadyCounted: "already_counted",
+}
+
 // refusals are the outcomes of changes that were not acknowledged.
 var refusals = []struct {
 	status  *status.Status
@@ -39,9 +46,9 @@ func newChangeMetrics() *changeMetrics {
 	m := &changeMetrics{total: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "plusone_server_changes_total", Help: "Changes, by what became of them.",
 	}, []string{"outcome"})}
-	m.counted[counter.Applied] = m.total.WithLabelValues("applied")
-	m.counted[counter.Duplicate] = m.total.WithLabelValues("duplicate")
-	m.counted[counter.AlreadyCounted] = m.total.WithLabelValues("already_counted")
+	for outcome, name := range outcomeNames {
+		m.counted[outcome] = m.total.WithLabelValues(name)
+	}
 	for _, r := range refusals {
 		m.total.WithLabelValues(r.outcome)
 	}

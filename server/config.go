@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc/stats"
 
 	"github.com/plusone-dev/plusone/internal/counter"
 	"github.com/plusone-dev/plusone/internal/guard"
@@ -35,6 +36,10 @@ type Config struct {
 	// Healthy is asked by /healthz, at most 2 s long: nil is healthy. It may be called concurrently. The
 	// default is always healthy.
 	Healthy func(ctx context.Context) error
+	// Tracing records spans of calls, each with what the change waited for. The default records none, and costs nothing.
+	Tracing stats.Handler
+	// Audit writes down calls of AdminService, none of which is done without. The default writes nothing down.
+	Audit AuditLog
 	// Mode is shown by /healthz: how the server counts. The default shows none.
 	Mode string
 

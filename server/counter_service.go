@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -157,7 +158,7 @@ func (s *counterService) apply(ctx context.Context, change counter.Change,
 	by, _ := answerBy(ctx, s.config.RequestTimeout)
 	within := s.deadlines.With(ctx, by)
 	defer within.Release()
-	receipt, err := s.store.Apply(within, change)
+	receipt, err := s.applyTraced(ctx, within, change)
 	if err != nil {
 		return 0, nil, s.changeFailed(ctx, err, change)
 	}
@@ -173,6 +174,19 @@ func (s *counterService) apply(ctx context.Context, change counter.Change,
 	default:
 		return 0, nil, s.changeFailed(ctx, fmt.Errorf("the store answered outcome %d", receipt.Outcome), change)
 	}
+}
+
+// applyTraced has the store make a change within the time that there is for it; ctx is the caller's.
+func (s *counterService) applyTraced(ctx, within context.Context, change counter.Change) (counter.Receipt, error) {
+	if s.config.Tracing == nil {
+		return s.store.Apply(within, change)
+	}
+	asked := time.Now()
+	receipt, err := s.store.Apply(within, change)
+	if err == nil {
+		traceChange(ctx, asked, receipt)
+	}
+	return receipt, err
 }
 
 // changeFailed maps the error of a change, and counts it.

@@ -43,6 +43,7 @@ const (
 	reasonRateLimited      = "RATE_LIMITED"
 	reasonGuardDenied      = "GUARD_DENIED"
 	reasonGuardUnavailable = "GUARD_UNAVAILABLE"
+	reasonUnaudited        = "AUDIT_LOG_UNAVAILABLE"
 	reasonInternal         = "INTERNAL"
 	reasonCancelled        = "CANCELLED"
 	reasonDeadlineExceeded = "DEADLINE_EXCEEDED"
@@ -79,6 +80,8 @@ var (
 		retryInfo(retryOutcomeUnknownAfter))
 	statusStopping = newStatus(codes.Unavailable, reasonStopping,
 		"the server is stopping", retryInfo(retryUnavailableAfter))
+	statusUnaudited = newStatus(codes.Unavailable, reasonUnaudited,
+		"the audit log cannot be written, and without it nothing is done", retryInfo(retryUnavailableAfter))
 	// To repeat a change that has no request_id could count it twice, so there is no RetryInfo.
 	statusUnknownForGood = newStatus(codes.Unavailable, reasonOutcomeUnknown,
 		"the change may or may not have been counted; only a change with a request_id can be repeated safely")

@@ -135,9 +135,15 @@ func start(t testing.TB, store Store, config Config) *running {
 
 func startWith(t testing.TB, store Store, reports Reports, config Config) *running {
 	t.Helper()
+	return startLogging(t, store, reports, config, slog.LevelInfo)
+}
+
+// startLogging starts a server with a log of a level, which config has no say in.
+func startLogging(t testing.TB, store Store, reports Reports, config Config, level slog.Level) *running {
+	t.Helper()
 	r := &running{registry: prometheus.NewRegistry(), log: &safeBuffer{}, served: make(chan error, 1)}
 	config.Registry = r.registry
-	config.Logger = slog.New(slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	config.Logger = slog.New(slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: level}))
 	var err error
 	if r.server, err = New(store, reports, config); err != nil {
 		t.Fatal(err)
@@ -178,7 +184,7 @@ func newService(t testing.TB, store Store, config Config) *counterService {
 		t.Fatal(err)
 	}
 	m := newMetrics()
-	log := &callLog{logger: slog.New(slog.DiscardHandler), metrics: m}
+	log := newCallLog(slog.New(slog.DiscardHandler), false, m)
 	cache, err := newCountCache(store, config.CacheBytes, config.RequestTimeout, config.MaxInFlight, m, log)
 	if err != nil {
 		t.Fatal(err)

@@ -24,6 +24,7 @@ type interceptor struct {
 	calls     *calls
 	access    *access // nil lets everyone do everything
 	admission *admission
+	audit     AuditLog // nil writes nothing down
 	log       *callLog
 	// ending ends streams when it is closed: health watches and reflection last for as long as their clients like, and
 	// would hold up a stop. A handler ends when its stream has.
@@ -33,12 +34,12 @@ type interceptor struct {
 	recoverStream grpc.StreamServerInterceptor
 }
 
-func newInterceptor(m *metrics, who *access, in *admission, log *callLog, ending <-chan struct{}) *interceptor {
+func newInterceptor(m *metrics, who *access, in *admission, audit AuditLog, log *callLog, ending <-chan struct{}) *interceptor {
 	fromPanic := recovery.WithRecoveryHandler(func(p any) error {
 		return &rpcError{status: statusInternal, cause: fmt.Errorf("panic: %v\n%s", p, debug.Stack())}
 	})
 	return &interceptor{
-		calls: m.calls, access: who, admission: in, log: log, ending: ending,
+		calls: m.calls, access: who, admission: in, audit: audit, log: log, ending: ending,
 		recoverUnary: recovery.UnaryServerInterceptor(fromPanic), recoverStream: recovery.StreamServerInterceptor(fromPanic),
 	}
 }
@@ -111,10 +112,19 @@ func (i *interceptor) unary(ctx context.Context, req any, info *grpc.UnaryServer
 	if limited {
 		if err := i.admission.enter(int64(items)); err != nil {
 			method.end(err, time.Since(began))
+			if i.log.debug {
+				i.log.called(ctx, info.FullMethod, req, time.Since(began), err)
+			}
 			return nil, err
 		}
 	}
-	resp, err := i.recoverUnary(ctx, req, info, handler)
+	var resp any
+	var err error
+	if method.admin && i.audit != nil {
+		resp, err = i.auditedUnary(ctx, req, info, handler)
+	} else {
+		resp, err = i.recoverUnary(ctx, req, info, handler)
+	}
 	if limited {
 		i.admission.leave(int64(items))
 	}
@@ -122,6 +132,9 @@ func (i *interceptor) unary(ctx context.Context, req any, info *grpc.UnaryServer
 	method.end(err, took)
 	if err != nil {
 		i.log.callFailed(ctx, info.FullMethod, req, took, err)
+	}
+	if i.log.debug {
+		i.log.called(ctx, info.FullMethod, req, took, err)
 	}
 	return resp, err
 }
@@ -151,7 +164,13 @@ func (i *interceptor) stream(srv any, stream grpc.ServerStream, info *grpc.Strea
 	}
 	handled := make(chan error, 1)
 	go func() {
-		err := i.recoverStream(srv, counted, info, handler)
+		handle := func() error { return i.recoverStream(srv, counted, info, handler) }
+		var err error
+		if method.admin && i.audit != nil {
+			err = i.audited(counted.Context(), info.FullMethod, nil, handle)
+		} else {
+			err = handle()
+		}
 		if err != nil && status.Code(err) != codes.Canceled { // which is how a health watch ends
 			i.log.callFailed(stream.Context(), info.FullMethod, nil, time.Since(began), err)
 		}
@@ -163,7 +182,11 @@ func (i *interceptor) stream(srv any, stream grpc.ServerStream, info *grpc.Strea
 	case <-i.ending:
 		err = &rpcError{status: statusStopping}
 	}
-	method.end(err, time.Since(began))
+	took := time.Since(began)
+	method.end(err, took)
+	if i.log.debug {
+		i.log.called(stream.Context(), info.FullMethod, nil, took, err)
+	}
 	return err
 }
 

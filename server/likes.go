@@ -55,7 +55,7 @@ func (s *counterService) setLike(ctx context.Context, req likeRequest, action co
 	until, _ := answerBy(ctx, s.config.RequestTimeout)
 	within := s.deadlines.With(ctx, until)
 	defer within.Release()
-	receipt, err := s.store.Apply(within, change)
+	receipt, err := s.applyTraced(ctx, within, change)
 	if err == nil && receipt.Outcome != counter.Applied && receipt.Outcome != counter.Duplicate {
 		err = fmt.Errorf("the store answered outcome %d to a like", receipt.Outcome)
 	}

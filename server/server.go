@@ -74,7 +74,7 @@ func New(store Store, reports Reports, config Config) (*Server, error) {
 	}
 	m := newMetrics()
 	in := &admission{maxRequests: int64(config.MaxInFlight), maxItems: int64(config.MaxInFlightItems), metrics: m}
-	log := &callLog{logger: config.Logger, metrics: m}
+	log := newCallLog(config.Logger, config.Tracing != nil, m)
 	cache, err := newCountCache(store, config.CacheBytes, config.RequestTimeout, config.MaxInFlight, m, log)
 	if err != nil {
 		return nil, fmt.Errorf("count cache: %w", err)
@@ -95,10 +95,13 @@ func New(store Store, reports Reports, config Config) (*Server, error) {
 	if config.Authenticator != nil {
 		who = &access{authenticator: config.Authenticator, metrics: m}
 	}
-	calls := newInterceptor(m, who, in, log, s.ending)
+	calls := newInterceptor(m, who, in, config.Audit, log, s.ending)
 	options := append(calls.options(), Limits()...)
 	if config.TLS != nil {
 		options = append(options, grpc.Creds(credentials.NewTLS(config.TLS)))
+	}
+	if config.Tracing != nil {
+		options = append(options, grpc.StatsHandler(config.Tracing))
 	}
 	s.grpc = grpc.NewServer(options...)
 	registrar := calls.registrar(s.grpc)

@@ -31,6 +31,7 @@ var groups = kong.Groups{
 	"policy":   "What may count:",
 	"guard":    "Checker that is asked what may count:",
 	"limits":   "Limits:",
+	"observe":  "Traces and audit log:",
 	"audit":    "Audit:",
 	"log":      "Log:",
 }

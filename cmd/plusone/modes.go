@@ -89,6 +89,8 @@ type deployment struct {
 	redis   rueidis.Client // nil if the mode has none
 	gate    *gate          // nil for a worker alone
 	close   func() error
+	// observers are of a server.
+	observers *observers
 }
 
 // stop finishes what was accepted and drains what is due, bounded by ctx, and closes everything.
@@ -103,7 +105,7 @@ func (d *deployment) stop(ctx context.Context) error {
 	if d.worker != nil {
 		d.worker.stop(ctx)
 	}
-	return errors.Join(err, d.close())
+	return errors.Join(err, d.close(), d.observers.stop(ctx))
 }
 
 // openEmbedded opens embedded mode.

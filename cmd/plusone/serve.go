@@ -36,6 +36,7 @@ type serveCommand struct {
 	policyFileFlags
 	denyFlags
 	guardFlags
+	observeFlags
 }
 
 // shardFlags are of the live store of sharded mode.
@@ -81,7 +82,7 @@ func (f *limitFlags) check() error {
 func (c *serveCommand) check(given []*kong.Flag) error {
 	return errors.Join(c.storeFlags.check(given), c.ledgerFlags.check(), c.processFlags.check(), c.shardFlags.check(),
 		c.workerFlags.check(), c.limitFlags.check(), c.listenFlags.check(), c.accessFlags.check(given, c.tls()), c.denyFlags.check(),
-		c.checkGuard(given))
+		c.checkGuard(given), c.observeFlags.check(given, c.Insecure))
 }
 
 // run serves until ctx ends, and then stops in order.
@@ -112,8 +113,11 @@ func (c *serveCommand) serve(ctx context.Context, env environment, addrs serveAd
 	if err != nil {
 		return err
 	}
+	if d.observers, err = c.observe(ctx, string(d.mode), c.Insecure, registry, env.logger); err != nil {
+		return errors.Join(err, c.stop(ctx, nil, d))
+	}
 	config := server.Config{
-		Logger: env.logger, Registry: registry, Mode: string(d.mode),
+		Logger: env.logger, Registry: registry, Mode: string(d.mode), Tracing: d.observers.handler(), Audit: d.observers.audit,
 		TLS: e.ports.grpcTLS(), Authenticator: e.authenticator(), PrivateHealth: !c.HealthPublic,
 		NoReflection: c.Reflection == "off" || c.Reflection == "auto" && !addrs.grpc.IP.IsLoopback(),
 		MaxDelta:     c.MaxDelta, RequestTimeout: c.RequestTimeout, CacheBytes: c.CacheBytes, MaxInFlight: c.MaxInFlight,
