@@ -56,6 +56,7 @@ type group struct {
 	fingerprints map[claimID]uint64
 	hasOnce      bool
 	hasLikes     bool
+	hasResets    bool
 	// overflowing are likes that were found to overflow, and are left out from then on.
 	overflowing map[int]struct{}
 }
@@ -69,6 +70,7 @@ func newGroup(changes []counter.Change, dedupe time.Duration) *group {
 	}
 	for i, c := range changes {
 		g.hasOnce = g.hasOnce || c.OncePer > 0
+		g.hasResets = g.hasResets || c.Reset
 		g.hasLikes = g.hasLikes || c.Like != counter.NoLike
 		g.ids[i] = newClaimID(c.RequestID)
 		if g.ids[i] == "" {
@@ -153,14 +155,14 @@ type standing struct {
 	once map[onceClaim]struct{}
 	// liked are the pairs of the group that were liked before it. decide moves them on.
 	liked map[counter.Pair]bool
-	// balances has what is held of each key of the group. Nil means that the database itself refuses what overflows.
-	// decide moves them on.
+	// balances has what is held of each key of the group. Nil means that the database itself refuses what overflows, and
+	// that the group has no resets. decide moves them on, but for their likes.
 	balances map[string]*balance
 	// buckets says that the balances have their buckets of history, which must not overflow either.
 	buckets bool
 }
 
-// balance is what a ledger holds of a key. Postgres has use only for the total, and only at times.
+// balance is what a ledger holds of a key. Postgres has use only for the total and likes, and only at times.
 type balance struct {
 	total int64
 	// likes is the part of the total that comes from likes, before that which was added without a history.
@@ -199,7 +201,7 @@ func (g *group) decide(s *standing) decision {
 		likes:    make(map[string]int64),
 	}
 	for i, c := range g.changes {
-		entries := g.entries(i, s)
+		entries := g.entries(i, s, &d)
 		d.verdicts[i] = g.decideOne(i, s, &d, entries)
 		if d.verdicts[i].Outcome != counter.Applied {
 			continue
@@ -225,10 +227,17 @@ func (g *group) decide(s *standing) decision {
 	return d
 }
 
-// entries are what a change adds. A like adds what it changes.
-func (g *group) entries(i int, s *standing) []counter.Entry {
+// entries are what a change adds. A like adds what it changes, and a reset takes away what all increments before it have
+// added.
+func (g *group) entries(i int, s *standing, d *decision) []counter.Entry {
 	c := &g.changes[i]
 	switch wanted := c.Like == counter.SetLiked; {
+	case c.Reset:
+		key := c.Entries[0].Key
+		b := s.balances[key]
+		// Halves, as the sum of the increments may be out of the range of int64 a little.
+		half := b.total / 2
+		return []counter.Entry{{Key: key, Delta: -half}, {Key: key, Delta: b.likes + d.likes[key] - (b.total - half)}}
 	case c.Like == counter.NoLike || s.liked[c.Pair()] == wanted:
 		return c.Entries
 	case wanted:

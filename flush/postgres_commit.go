@@ -71,7 +71,7 @@ ON CONFLICT (key, bucket, shard) DO UPDATE SET delta = h.delta + excluded.delta`
 INSERT INTO counters (key, shard, updated_at) SELECT u.key, 0, now() FROM unnest($1::text[]) AS u (key)
 ON CONFLICT (key, shard) DO NOTHING`
 
-	lockCountersSQL = `SELECT key, count FROM counters WHERE key = ANY ($1::text[]) AND shard = 0 ORDER BY key FOR UPDATE`
+	lockCountersSQL = `SELECT key, count, likes FROM counters WHERE key = ANY ($1::text[]) AND shard = 0 ORDER BY key FOR UPDATE`
 )
 
 // directShard is the shard whose rows hold the counts of direct mode, which has no others.
@@ -87,8 +87,8 @@ var errClaimVanished = errors.New("a claim vanished while it was read")
 func (p *Postgres) Commit(ctx context.Context, changes []counter.Change) ([]Verdict, time.Time, error) {
 	g := newGroup(changes, p.opts.DedupeWindow)
 	// Overflows are left to the database to notice. Only after one are rows locked and read, to find out
-	// whose change it was.
-	careful := false
+	// whose change it was. Resets need to know what they take back.
+	careful := g.hasResets
 	for attempt := 1; ; attempt++ {
 		var verdicts []Verdict
 		var at time.Time
@@ -231,8 +231,11 @@ func queueLock(batch *pgx.Batch, keys []string, balances map[string]*balance) {
 	batch.Queue(touchCountersSQL, keys)
 	batch.Queue(lockCountersSQL, keys).Query(func(rows pgx.Rows) error {
 		var key string
-		var count int64
-		_, err := pgx.ForEachRow(rows, []any{&key, &count}, func() error { balances[key].total = count; return nil })
+		var count, likes int64
+		_, err := pgx.ForEachRow(rows, []any{&key, &count, &likes}, func() error {
+			balances[key].total, balances[key].likes = count, likes
+			return nil
+		})
 		return err
 	})
 }

@@ -47,7 +47,7 @@ type rule struct {
 }
 
 // adminPrefix is that of the methods that need the scope admin.
-const adminPrefix = "/plusone.v1.AdminService/"
+var adminPrefix = "/" + plusonev1.AdminService_ServiceDesc.ServiceName + "/"
 
 var methodScopes = map[string]identity.Scope{
 	plusonev1.CounterService_Increment_FullMethodName:      identity.Write,

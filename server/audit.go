@@ -12,9 +12,6 @@ import (
 	"github.com/plusone-dev/plusone/internal/identity"
 )
 
-// adminService is the service whose calls are written down.
-const adminService = "plusone.v1.AdminService"
-
 // AuditLog writes down what administrators do. Begin is called before an action, which is not done if it fails, and end
 // after it.
 type AuditLog interface {

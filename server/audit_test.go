@@ -18,6 +18,8 @@ import (
 	"github.com/plusone-dev/plusone/internal/identity"
 )
 
+var adminName = plusonev1.AdminService_ServiceDesc.ServiceName
+
 // scriptedAudit writes down what it is told, or fails.
 type scriptedAudit struct {
 	err    error
@@ -35,7 +37,7 @@ func (a *scriptedAudit) Begin(_ context.Context, action auditlog.Action) (func(s
 // audited is an interceptor with two methods, one of them of administrators.
 func audited(audit AuditLog) *interceptor {
 	m := newMetrics()
-	for _, service := range []string{adminService, "plusone.v1.CounterService"} {
+	for _, service := range []string{adminName, "plusone.v1.CounterService"} {
 		m.calls.add(map[string]grpc.ServiceInfo{service: {Methods: []grpc.MethodInfo{
 			{Name: "Delete"}, {Name: "Import", IsClientStream: true},
 		}}})
@@ -56,7 +58,7 @@ func TestAdminCallsAreAudited(t *testing.T) {
 		audit.events = append(audit.events, "done")
 		return "answer", nil
 	}
-	const method = "/" + adminService + "/Delete"
+	method := "/" + adminName + "/Delete"
 	resp, err := i.unary(ctx, req, &grpc.UnaryServerInfo{FullMethod: method}, handler)
 	if resp != "answer" || err != nil {
 		t.Errorf("got %v, %v", resp, err)
@@ -95,7 +97,7 @@ func TestAdminStreamsAreAudited(t *testing.T) {
 	t.Parallel()
 	audit := &scriptedAudit{}
 	i := audited(audit)
-	const method = "/" + adminService + "/Import"
+	method := "/" + adminName + "/Import"
 	err := i.stream(nil, serverStream{ctx: t.Context()}, &grpc.StreamServerInfo{FullMethod: method}, func(any, grpc.ServerStream) error {
 		audit.events = append(audit.events, "done")
 		return status.Error(codes.NotFound, "x")
@@ -111,12 +113,12 @@ func TestUnauditedCallsAreRefused(t *testing.T) {
 	t.Parallel()
 	i := audited(&scriptedAudit{err: errors.New("disk full: hunter2")})
 	refused := failure{code: codes.Unavailable, reason: "AUDIT_LOG_UNAVAILABLE", retry: true}
-	_, err := i.unary(t.Context(), nil, &grpc.UnaryServerInfo{FullMethod: "/" + adminService + "/Delete"}, func(context.Context, any) (any, error) {
+	_, err := i.unary(t.Context(), nil, &grpc.UnaryServerInfo{FullMethod: "/" + adminName + "/Delete"}, func(context.Context, any) (any, error) {
 		t.Error("it was done")
 		return nil, nil
 	})
 	wantFailure(t, err, refused)
-	err = i.stream(nil, serverStream{ctx: t.Context()}, &grpc.StreamServerInfo{FullMethod: "/" + adminService + "/Import"}, func(any, grpc.ServerStream) error {
+	err = i.stream(nil, serverStream{ctx: t.Context()}, &grpc.StreamServerInfo{FullMethod: "/" + adminName + "/Import"}, func(any, grpc.ServerStream) error {
 		t.Error("it was done")
 		return nil
 	})

@@ -9,6 +9,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	plusonev1 "github.com/plusone-dev/plusone/api/plusone/v1"
 )
 
 // numCodes is how many codes gRPC has. They are numbered from 0.
@@ -70,7 +72,7 @@ func (c *calls) add(services map[string]grpc.ServiceInfo) {
 			c.methods["/"+service+"/"+m.Name] = &methodCalls{
 				labels:  []string{methodType(m), service, m.Name},
 				streams: m.IsClientStream || m.IsServerStream,
-				admin:   service == adminService,
+				admin:   service == plusonev1.AdminService_ServiceDesc.ServiceName,
 			}
 		}
 	}

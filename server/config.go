@@ -58,6 +58,8 @@ type Config struct {
 	Guard    guard.Guard
 	// Denied knows actors whose changes must not count. The default knows none.
 	Denied DenyList
+	// Admin is what AdminService works on. The default serves none.
+	Admin *Admin
 
 	// MaxDelta is the largest |delta| of an increment or batch entry.
 	MaxDelta int64

@@ -210,6 +210,10 @@ func itemsOf(req any) (items int, ok bool) {
 		return min(len(r.Keys), counter.MaxReadKeys), true
 	case *plusonev1.BatchGetLikesRequest:
 		return min(len(r.Keys), counter.MaxReadKeys), true
+	case *plusonev1.ImportRequest:
+		return min(len(r.Totals)+len(r.Likes), counter.MaxEntries), true
+	case *plusonev1.DeleteRequest, *plusonev1.ForgetActorRequest:
+		return counter.MaxListed, true // which they work on at a time
 	case pageRequest:
 		return max(0, min(pageSize(r), counter.MaxListed)), true
 	default:

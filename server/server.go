@@ -26,8 +26,11 @@ const (
 	// maxEntryBytes is a BatchEntry on the wire: tag and length of the entry (3), of its key (3), the key,
 	// and the tag (1) and varint (10) of its delta.
 	maxEntryBytes = 3 + 3 + counter.MaxKeyBytes + 1 + 10
+	// maxImportBytes is an ImportLike on the wire, as long: the like (3), its key (3) and actor (3), and the tag and length
+	// (2), seconds (1 and 5) and nanoseconds (1 and 5) of its moment.
+	maxImportBytes = 3 + 3 + counter.MaxKeyBytes + 3 + counter.MaxActorBytes + 2 + 6 + 6
 	// maxMessageBytes is the largest legal request, and room for fields that a newer client may send.
-	maxMessageBytes = counter.MaxEntries*maxEntryBytes + 3 + counter.MaxRequestIDBytes + 4<<10
+	maxMessageBytes = counter.MaxEntries*max(maxEntryBytes, maxImportBytes) + 3 + counter.MaxRequestIDBytes + 4<<10
 
 	// maxStreams bounds the concurrent calls of one connection. A client waits for its turn beyond that.
 	maxStreams = 1_000
@@ -55,6 +58,7 @@ type Server struct {
 	log    *callLog
 
 	admission *admission
+	admin     *adminService // nil if it is not served
 
 	serving  atomic.Bool
 	started  atomic.Bool
@@ -88,35 +92,8 @@ func New(store Store, reports Reports, config Config) (*Server, error) {
 		return nil, fmt.Errorf("register metrics: %w", err)
 	}
 
-	s := &Server{
-		health: health.NewServer(), cache: cache, log: log, admission: in, ending: make(chan struct{}),
-	}
-	var who *access
-	if config.Authenticator != nil {
-		who = &access{authenticator: config.Authenticator, metrics: m}
-	}
-	calls := newInterceptor(m, who, in, config.Audit, log, s.ending)
-	options := append(calls.options(), Limits()...)
-	if config.TLS != nil {
-		options = append(options, grpc.Creds(credentials.NewTLS(config.TLS)))
-	}
-	if config.Tracing != nil {
-		options = append(options, grpc.StatsHandler(config.Tracing))
-	}
-	s.grpc = grpc.NewServer(options...)
-	registrar := calls.registrar(s.grpc)
-	plusonev1.RegisterCounterServiceServer(registrar, &counterService{
-		store: store, cache: cache, config: config, metrics: m, gate: gate, deadlines: deadlines,
-	})
-	plusonev1.RegisterReportServiceServer(registrar, &reportService{reports: reports, config: config, metrics: m})
-	healthpb.RegisterHealthServer(registrar, s.health)
-	if !config.NoReflection {
-		reflection.Register(s.grpc)
-	}
-	m.calls.add(s.grpc.GetServiceInfo())
-	for name, method := range m.calls.methods {
-		method.rule = ruleOf(name, config.PrivateHealth)
-	}
+	s := &Server{health: health.NewServer(), cache: cache, log: log, admission: in, ending: make(chan struct{})}
+	s.serveMethods(store, reports, config, m, gate, deadlines)
 	s.SetNotServing()
 
 	s.http = newHTTPServer(config.Registry, config.Logger, config.Mode, func(ctx context.Context) bool {
@@ -130,6 +107,40 @@ func New(store Store, reports Reports, config Config) (*Server, error) {
 		return err == nil
 	})
 	return s, nil
+}
+
+// serveMethods registers all services.
+func (s *Server) serveMethods(store Store, reports Reports, config Config, m *metrics, gate *gate, deadlines *deadline.Timers) {
+	var who *access
+	if config.Authenticator != nil {
+		who = &access{authenticator: config.Authenticator, metrics: m}
+	}
+	calls := newInterceptor(m, who, s.admission, config.Audit, s.log, s.ending)
+	options := append(calls.options(), Limits()...)
+	if config.TLS != nil {
+		options = append(options, grpc.Creds(credentials.NewTLS(config.TLS)))
+	}
+	if config.Tracing != nil {
+		options = append(options, grpc.StatsHandler(config.Tracing))
+	}
+	s.grpc = grpc.NewServer(options...)
+	registrar := calls.registrar(s.grpc)
+	plusonev1.RegisterCounterServiceServer(registrar, &counterService{
+		store: store, cache: s.cache, config: config, metrics: m, gate: gate, deadlines: deadlines,
+	})
+	plusonev1.RegisterReportServiceServer(registrar, &reportService{reports: reports, config: config, metrics: m})
+	if config.Admin != nil {
+		s.admin = newAdminService(store, reports, s.cache, config, m)
+		plusonev1.RegisterAdminServiceServer(registrar, s.admin)
+	}
+	healthpb.RegisterHealthServer(registrar, s.health)
+	if !config.NoReflection {
+		reflection.Register(s.grpc)
+	}
+	m.calls.add(s.grpc.GetServiceInfo())
+	for name, method := range m.calls.methods {
+		method.rule = ruleOf(name, config.PrivateHealth)
+	}
 }
 
 // Limits are the options of gRPC by which a Server bounds what a connection may cost. It sets them itself.
@@ -196,9 +207,11 @@ func (s *Server) setServing(serving bool) {
 	if serving {
 		st = healthpb.HealthCheckResponse_SERVING
 	}
-	for _, service := range []string{
-		"", plusonev1.CounterService_ServiceDesc.ServiceName, plusonev1.ReportService_ServiceDesc.ServiceName,
-	} {
+	services := []string{"", plusonev1.CounterService_ServiceDesc.ServiceName, plusonev1.ReportService_ServiceDesc.ServiceName}
+	if s.admin != nil {
+		services = append(services, plusonev1.AdminService_ServiceDesc.ServiceName)
+	}
+	for _, service := range services {
 		s.health.SetServingStatus(service, st)
 	}
 }
@@ -214,6 +227,9 @@ func (s *Server) Shutdown(ctx context.Context) error {
 func (s *Server) stop(ctx context.Context) error {
 	s.stopping.Store(true)
 	s.health.Shutdown() // not serving, from now on
+	if s.admin != nil {
+		s.admin.stop()
+	}
 
 	drained := make(chan struct{})
 	go func() {

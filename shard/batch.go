@@ -17,6 +17,7 @@ type batch struct {
 // shardBatch is the part of a batch that goes to one shard.
 type shardBatch struct {
 	inUse   bool
+	resets  bool // of a job that is alone
 	entries []counter.Entry
 	markers []int64
 	changes []int // merged into each entry
@@ -49,7 +50,7 @@ func (b *batch) reset() {
 }
 
 func (s *shardBatch) reset() {
-	s.inUse = false
+	s.inUse, s.resets = false, false
 	clear(s.likes)
 	clear(s.likers)
 	s.likes, s.likers = s.likes[:0], s.likers[:0]
@@ -124,6 +125,7 @@ func (b *batch) add(j *job) {
 			s.like(&j.change, p)
 			continue
 		}
+		s.resets = j.change.Reset
 		for k, e := range p.entries {
 			at, there := s.index[e.Key]
 			if !there {
@@ -145,6 +147,7 @@ func (s *shardBatch) like(c *counter.Change, p *part) {
 	group, field := s.claim(p, &p.id)
 	s.likes = append(s.likes, LikeWrite{
 		Pair: c.Pair(), Liked: c.Like == counter.SetLiked, Marker: p.marker(0), Known: p.known, Group: group, Field: field,
+		At: c.SetAt,
 	})
 	s.likers = append(s.likers, p)
 }
@@ -184,7 +187,7 @@ func (b *batch) seal(made int64) *WriteBatch {
 	for _, n := range b.used {
 		s := b.shards[n]
 		b.write.Shards = append(b.write.Shards, ShardWrite{
-			Shard: n, Entries: s.entries, Markers: s.markers, Claims: s.groups, Likes: s.likes,
+			Shard: n, Entries: s.entries, Reset: s.resets, Markers: s.markers, Claims: s.groups, Likes: s.likes,
 		})
 	}
 	return &b.write

@@ -28,7 +28,7 @@ func NewClockedRedis(client rueidis.Client, cfg RedisConfig, clockKey string) (*
 		return nil, err
 	}
 	for _, s := range []*script{
-		r.write, r.read, r.likes, r.load, r.spread, r.seal, r.begin, r.move, r.end, r.discard, r.restore, r.sweep,
+		r.write, r.read, r.likes, r.load, r.spread, r.pending, r.seal, r.begin, r.move, r.end, r.discard, r.restore, r.sweep,
 	} {
 		if strings.Count(s.body, redisClock) != 1 || strings.Count(s.body, "'TIME'") != 1 {
 			return nil, fmt.Errorf("script does not take its time from where it should:\n%s", s.body)

@@ -51,7 +51,7 @@ type Redis struct {
 	cfg    RedisConfig
 	meta   []string // meta key by shard
 
-	write, read, likes, load, spread                   *script
+	write, read, likes, load, spread, pending          *script
 	seal, begin, move, end, discard, restore, sweep    *script
 	windowMS, dedupeMS, lifetimeMS, earlyMS, confirmed string
 }
@@ -87,6 +87,7 @@ func NewRedis(client rueidis.Client, cfg RedisConfig) (*Redis, error) {
 		{&r.likes, "likes", []string{"lib", "like"}},
 		{&r.load, "load", []string{"lib", "int64", "base"}},
 		{&r.spread, "spread", []string{"lib"}},
+		{&r.pending, "pending", []string{"lib"}},
 		{&r.seal, "seal", []string{"lib"}},
 		{&r.begin, "begin", []string{"lib"}},
 		{&r.move, "move", []string{"lib", "int64"}},
@@ -228,6 +229,18 @@ func (r *Redis) Load(ctx context.Context, shard int, watermark int64, bases []Ba
 func (r *Redis) Spread(ctx context.Context, shard int, keys []string) ([]int64, error) {
 	args := append([]string{r.windowMS, strconv.Itoa(r.cfg.MaxSpread)}, keys...)
 	return r.run(ctx, r.spread, shard, args).AsIntSlice()
+}
+
+// Pending implements Scripts.
+func (r *Redis) Pending(ctx context.Context, shard int) (PendingWindows, error) {
+	n, err := r.run(ctx, r.pending, shard, nil).AsIntSlice()
+	if err != nil {
+		return PendingWindows{}, err
+	}
+	if len(n) != 4 {
+		return PendingWindows{}, errAnswer
+	}
+	return PendingWindows{Micros: n[0], Oldest: n[1], Newest: n[2], Likes: n[3] == 1}, nil
 }
 
 // Seal implements Scripts.

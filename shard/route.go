@@ -191,7 +191,7 @@ func idClaim(c *counter.Change, away, fingerprint string) claim {
 		cl.kind, cl.time, cl.bucket = ClaimTimed, made, made-made%timedBucket
 	}
 	if away != "" {
-		cl.field += "\x00" + away
+		cl.field = c.RequestID.Away(away).Bytes()
 	}
 	return cl
 }

@@ -25,6 +25,8 @@ type Scripts interface {
 	// Claimed returns what is kept with request ids on a shard, in their order; now is the Redis clock, give or
 	// take the dedupe window. It only reads.
 	Claimed(ctx context.Context, shard int, ids []counter.RequestID, now int64) ([]ClaimValue, error)
+	// Pending tells what a shard has pending. It only reads.
+	Pending(ctx context.Context, shard int) (PendingWindows, error)
 	// Spread sets the marker of keys whose home is the shard, unless they have one, and returns the
 	// markers in force, in the order of keys (rule 9).
 	Spread(ctx context.Context, shard int, keys []string) ([]int64, error)
@@ -61,6 +63,16 @@ type Ledger interface {
 	Bases(ctx context.Context, keys []string) (LedgerBases, error)
 	// Likes returns the states of pairs and the watermarks of all shards, in one snapshot.
 	Likes(ctx context.Context, pairs []counter.Pair) (LedgerLikes, error)
+}
+
+// PendingWindows are the windows of a shard that are not finished.
+type PendingWindows struct {
+	// Micros is when it was told, in Unix microseconds.
+	Micros int64
+	// Oldest and Newest are 0 if there is no window.
+	Oldest, Newest int64
+	// Likes says whether there ever was a like on the shard. There is none in a window if not.
+	Likes bool
 }
 
 // LedgerLikes is one snapshot of the ledger.

@@ -3,6 +3,7 @@ package shard
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"log/slog"
 	"math"
 	"slices"
@@ -97,7 +98,8 @@ func settle(j *job, err error) {
 
 // find asks the homes of pairs that are away, and then the ledger. In this order, a state that leaves a home's window
 // meanwhile is found in the ledger. It settles the likes that need not or must not be sent. One of which nothing is
-// known must be supposed if the ledger cannot be asked, and the script has been.
+// known must be supposed if the ledger cannot be asked, and the script has been; but not one that has a moment, since
+// the ledger may know of a later one.
 func (l *stateLoader) find(ctx context.Context, loads []*stateLoad) {
 	ctx, cancel := context.WithTimeout(ctx, stateAttempt)
 	defer cancel()
@@ -115,7 +117,10 @@ func (l *stateLoader) find(ctx context.Context, loads []*stateLoad) {
 			p.known.Watermark = snapshot.Watermarks[p.shard]
 		case load.home.Known:
 			p.known = KnownLike{Source: LikeLoaded, PendingLike: load.home.PendingLike, Watermark: math.MaxInt64}
-		case !load.first:
+		case load.first:
+		case load.job.change.SetAt != 0:
+			settle(load.job, fmt.Errorf("%w: %w", counter.ErrUnavailable, err))
+		default:
 			p.known = KnownLike{Source: LikeSupposed}
 			l.metrics.supposedLikes.Inc()
 		}

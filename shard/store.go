@@ -115,6 +115,9 @@ func (s *Store) Apply(ctx context.Context, c counter.Change) (counter.Receipt, e
 	if c.Like != counter.NoLike {
 		return s.applyLike(ctx, &c)
 	}
+	if c.Reset {
+		return s.applyReset(ctx, &c)
+	}
 	fingerprint := fingerprintOf(&c)
 	entries := c.Entries
 	var total tally

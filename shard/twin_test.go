@@ -46,6 +46,7 @@ func compareTwins(t *testing.T, rt *rapid.T, redis, memory *fixture) {
 		"load":     m.load,
 		"spread":   m.spread,
 		"claimed":  m.claimed,
+		"pending":  m.pending,
 		"seal":     m.seal,
 		"restore":  m.restoreMarkers,
 		"drain":    m.drain,
@@ -157,6 +158,11 @@ func (m *twins) part(rt *rapid.T, n int) shard.ShardWrite {
 		}
 		p.Markers = append(p.Markers, marker)
 	}
+	if p.Reset = rapid.IntRange(0, 9).Draw(rt, "reset") == 0; p.Reset {
+		for i := range p.Entries {
+			p.Entries[i].Delta = 0
+		}
+	}
 	now := m.now()
 	for _, kind := range rapid.SliceOfNDistinct(rapid.IntRange(0, 5), 0, 2, rapid.ID).Draw(rt, "claims") {
 		g := shard.ClaimGroup{Kind: shard.ClaimKind(kind)}
@@ -200,6 +206,9 @@ func (m *twins) addLikes(rt *rapid.T, p *shard.ShardWrite) {
 				like.Known.PendingLike = shard.PendingLike{Liked: rapid.Bool().Draw(rt, "was"), Micros: set, Since: set - ago}
 			}
 		}
+		if rapid.IntRange(0, 3).Draw(rt, "dated") == 0 {
+			like.At = m.micros + rapid.SampledFrom([]int64{-1_000_001, -1_000_000, -1, 0, 1, 1_000_000}).Draw(rt, "at")
+		}
 		p.Likes = append(p.Likes, like)
 	}
 	if len(p.Likes) > 0 && len(p.Claims) > 0 {
@@ -235,6 +244,11 @@ func (m *twins) claimed(rt *rapid.T) {
 	both(m, rt, func(f *fixture) ([]shard.ClaimValue, error) {
 		return f.Claimed(context.Background(), n, []counter.RequestID{counter.ParseRequestID(field)}, m.now())
 	})
+}
+
+func (m *twins) pending(rt *rapid.T) {
+	n := anyShard.Draw(rt, "shard")
+	both(m, rt, func(f *fixture) (shard.PendingWindows, error) { return f.Pending(context.Background(), n) })
 }
 
 // window draws a window of the shard: mostly the ledger's watermark or a window that was seen.

@@ -23,6 +23,9 @@ type ShardWrite struct {
 	Shard int
 	// Entries have distinct keys.
 	Entries []counter.Entry
+	// Reset says that the deltas of Entries, which are 0, are to be what brings the increments of their keys on the
+	// shard to 0, as base and pending deltas say. Likes are left out.
+	Reset bool
 	// Markers are the spread markers that the sender knows of, by position in Entries, 0 for none. Only
 	// an entry on its home shard has one. If the script knows better it refuses and says so.
 	Markers []int64
@@ -43,6 +46,9 @@ type LikeWrite struct {
 	// Group and Field are the position of the like's request id in Claims; Group is -1 if it has none. What is kept
 	// with the id is its value and a byte that says what became of the like: 1 changed, 0 unchanged.
 	Group, Field int
+	// At is the moment that the like is set as of, in Unix microseconds, 0 for now. It changes nothing if the like was
+	// last set then or later. Such a like is not LikeSupposed: its moment may be before one that nobody could be asked for.
+	At int64
 }
 
 // KnownLike is what the sender of a like knows of its state.
@@ -75,7 +81,7 @@ const (
 	LikeUnknown LikeResult = '?'
 	// LikeChanged: done, and it was something else before.
 	LikeChanged LikeResult = '1'
-	// LikeUnchanged: done, and it was that before.
+	// LikeUnchanged: done, and it was that before; or it has a moment, and was set then or later.
 	LikeUnchanged LikeResult = '0'
 	// LikeOverflows: not done, because the total could leave int64.
 	LikeOverflows LikeResult = 'o'
@@ -144,7 +150,8 @@ type WriteReply struct {
 	// Aged are claim groups some of whose ids are too old or too early, or whose period is not the
 	// current one.
 	Aged []AgedGroup
-	// Overflowing are entries that could carry the shard's total over the edge of int64.
+	// Overflowing are entries that could carry the shard's total over the edge of int64, and resets of keys whose base
+	// is not cached.
 	Overflowing []EntryRef
 }
 

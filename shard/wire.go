@@ -27,10 +27,16 @@ func writeArgs(b *WriteBatch) int {
 // carefulDelta is the size from which on a delta is added with a check of its own, see lib.lua.
 const carefulDelta = 1 << 52
 
+// resetDelta is the delta of a reset (RESET in write.lua).
+const resetDelta = "r"
+
 func appendShardWrites(args []string, shards []ShardWrite) []string {
 	for i := range shards {
 		s := &shards[i]
 		careful := "0"
+		if s.Reset {
+			careful = "1"
+		}
 		for _, e := range s.Entries {
 			if e.Delta >= carefulDelta || e.Delta <= -carefulDelta {
 				careful = "1"
@@ -38,7 +44,11 @@ func appendShardWrites(args []string, shards []ShardWrite) []string {
 		}
 		args = append(args, careful, strconv.Itoa(len(s.Entries)))
 		for _, e := range s.Entries {
-			args = append(args, e.Key, strconv.FormatInt(e.Delta, 10))
+			delta := resetDelta
+			if !s.Reset {
+				delta = strconv.FormatInt(e.Delta, 10)
+			}
+			args = append(args, e.Key, delta)
 		}
 		declared := 0
 		for _, m := range s.Markers {
@@ -64,12 +74,19 @@ func appendShardWrites(args []string, shards []ShardWrite) []string {
 // likeColumns is how many arguments a like takes (LIKE_COLUMNS in write.lua).
 const likeColumns = 4
 
+// dated is what a like's first byte is more if it has a moment (DATED in write.lua).
+const dated = 2
+
 // appendLikes adds a shard's likes.
 func appendLikes(args []string, s *ShardWrite) []string {
 	args = append(args, strconv.Itoa(len(s.Likes)))
 	for i := range s.Likes {
 		l := &s.Likes[i]
-		what := bit(l.Liked) + strconv.Itoa(int(l.Known.Source))
+		what := bit(l.Liked)
+		if l.At != 0 {
+			what = string(what[0] + dated)
+		}
+		what += strconv.Itoa(int(l.Known.Source))
 		if l.Marker != 0 {
 			what += strconv.FormatInt(l.Marker, 10)
 		}
@@ -84,6 +101,9 @@ func appendLikes(args []string, s *ShardWrite) []string {
 		}
 		if l.Known.Source == LikeLoaded {
 			known = formatLike(l.Known.PendingLike) + "@" + strconv.FormatInt(l.Known.Watermark, 10)
+		}
+		if l.At != 0 {
+			known += ">" + strconv.FormatInt(l.At, 10)
 		}
 		args = append(args, fieldOf(l.Pair), what, claim, known)
 	}

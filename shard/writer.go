@@ -39,7 +39,7 @@ type job struct {
 	parts  []part
 	// taken decides between the lane, which sends the job, and its caller, who may leave before.
 	taken atomic.Bool
-	// alone: the job is sent by itself, because merged with others it might overflow.
+	// alone: the job is sent by itself, because merged with others it might overflow, or as it is a reset.
 	alone bool
 	done  chan struct{} // gets one message, when the result is there
 	// finished is closed then, for others than the caller; nil if there are none.
@@ -345,6 +345,9 @@ func (w *writer) refused(reply WriteReply) []*job {
 				if overflowing[at] {
 					if alone && !j.reroute {
 						err = counter.ErrOverflow
+						if j.change.Reset {
+							err = errNotCached
+						}
 					}
 					j.alone = true
 				}

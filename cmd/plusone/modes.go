@@ -88,6 +88,7 @@ type deployment struct {
 	worker  *worker        // nil if this process does not drain windows
 	redis   rueidis.Client // nil if the mode has none
 	gate    *gate          // nil for a worker alone
+	admin   *server.Admin  // nil for a worker alone
 	close   func() error
 	// observers are of a server.
 	observers *observers
@@ -118,7 +119,7 @@ func openEmbedded(ctx context.Context, o ledgerOptions, registry *prometheus.Reg
 	if err != nil {
 		return nil, errors.Join(err, ledger.Close())
 	}
-	return &deployment{mode: flush.ModeEmbedded, store: store, reports: ledger, close: ledger.Close}, nil
+	return &deployment{mode: flush.ModeEmbedded, store: store, reports: ledger, admin: &server.Admin{Store: ledger, Ledger: ledger}, close: ledger.Close}, nil
 }
 
 // openDirect opens direct mode.
@@ -133,7 +134,10 @@ func openDirect(ctx context.Context, o ledgerOptions, registry *prometheus.Regis
 		ledger.Close()
 		return nil, err
 	}
-	return &deployment{mode: flush.ModeDirect, store: store, reports: ledger, close: func() error { ledger.Close(); return nil }}, nil
+	return &deployment{
+		mode: flush.ModeDirect, store: store, reports: ledger, admin: &server.Admin{Store: ledger, Ledger: ledger},
+		close: func() error { ledger.Close(); return nil },
+	}, nil
 }
 
 // shardedOptions are how sharded mode is opened: with a store, a worker or both.
@@ -170,12 +174,13 @@ func openSharded(ctx context.Context, o shardedOptions, registry *prometheus.Reg
 		return nil, errors.Join(fmt.Errorf("prepare Redis scripts: %w", err), d.close())
 	}
 	if o.store != nil {
-		d.store = shard.New(scripts, ledger, shard.Config{
+		store := shard.New(scripts, ledger, shard.Config{
 			Shards: o.Shards, Dedupe: o.DedupeWindow, Cluster: scripts.Cluster(),
 			BaseTTL: o.store.BaseTTL, MissingTTL: o.store.MissingTTL, HotThreshold: o.store.HotThreshold,
 			HotThresholdOf: o.policies.hotThresholdOf(),
 			Metrics:        shard.NewMetrics(registry), Logger: o.logger,
 		})
+		d.store, d.admin = store, &server.Admin{Store: store, Ledger: ledger}
 	}
 	if o.worker != nil {
 		d.worker = newWorker(flush.NewWorker(scripts, ledger, flush.WorkerConfig{

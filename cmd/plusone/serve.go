@@ -117,7 +117,7 @@ func (c *serveCommand) serve(ctx context.Context, env environment, addrs serveAd
 		return errors.Join(err, c.stop(ctx, nil, d))
 	}
 	config := server.Config{
-		Logger: env.logger, Registry: registry, Mode: string(d.mode), Tracing: d.observers.handler(), Audit: d.observers.audit,
+		Logger: env.logger, Registry: registry, Mode: string(d.mode), Admin: d.admin, Tracing: d.observers.handler(), Audit: d.observers.audit,
 		TLS: e.ports.grpcTLS(), Authenticator: e.authenticator(), PrivateHealth: !c.HealthPublic,
 		NoReflection: c.Reflection == "off" || c.Reflection == "auto" && !addrs.grpc.IP.IsLoopback(),
 		MaxDelta:     c.MaxDelta, RequestTimeout: c.RequestTimeout, CacheBytes: c.CacheBytes, MaxInFlight: c.MaxInFlight,

@@ -61,6 +61,13 @@ type Change struct {
 	// Like, if it is not NoLike, makes the change one of Actor's like of its one key. The entry's delta is
 	// then 0: what the like adds depends on what it stood at.
 	Like LikeAction
+	// Reset, on a change of a single entry whose delta is 0, takes back all increments of the key that are counted when it
+	// is applied: the delta is what brings them to 0, and the likes stay. Of increments that are out of the range of
+	// int64 together something is left, which a second reset takes back.
+	Reset bool
+	// SetAt, of a like without a RequestID, is the moment to set it as of, in Unix microseconds, if it is not 0: nothing
+	// changes if the like was last set then or later. Otherwise a like is set as of now.
+	SetAt int64
 }
 
 // Pair is the pair that a change of a like is about.

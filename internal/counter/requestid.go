@@ -42,6 +42,17 @@ func (id RequestID) Time() (ms int64, ok bool) {
 		int64(id.bytes[3])<<16 | int64(id.bytes[4])<<8 | int64(id.bytes[5]), true
 }
 
+// Derive returns an id for a part of what the request does, as old as the request. No caller can give it, and for one part
+// it is always the same.
+func (id RequestID) Derive(part string) RequestID {
+	return RequestID{bytes: id.bytes + "\x00\x01" + part, v7: id.v7} // keys have no such character: see the claims of a batch
+}
+
+// Away is the id of the entry of a key in what the request does, where that is kept apart from the other entries.
+func (id RequestID) Away(key string) RequestID {
+	return RequestID{bytes: id.bytes + "\x00" + key, v7: id.v7}
+}
+
 // Fingerprint identifies what a change does, whatever the order of its entries: two changes with one
 // request id and different fingerprints are a reuse of that id. It is not meant to resist an attacker, who
 // could only fool himself.
@@ -63,6 +74,9 @@ func (c Change) Fingerprint() uint64 {
 	b = append(b, c.Actor...)
 	if c.Like != NoLike {
 		b = append(b, 0xff, byte(c.Like)) // no actor has the byte 0xff
+	}
+	if c.Reset {
+		b = append(b, 0xff, 0xff)
 	}
 	return xxhash.Sum64(b)
 }

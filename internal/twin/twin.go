@@ -53,6 +53,7 @@ type shardState struct {
 	gen         string
 	lost        int64 // when a rollback was last noticed, 0 for never
 	restoreDue  bool
+	liked       bool      // there ever was a like
 	windows     []*window // ascending
 	bases       map[baseName]base
 	tokens      map[int64]string // by which windows were sealed

@@ -3,6 +3,7 @@ package twin
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/plusone-dev/plusone/internal/counter"
 	"github.com/plusone-dev/plusone/shard"
@@ -33,6 +34,8 @@ type write struct {
 	inNewWindow []bool
 	// likes are the decisions on each shard's likes, by position in the batch.
 	likes []*likeDecisions
+	// entries are those of each shard, with the deltas of resets, by position in the batch.
+	entries [][]counter.Entry
 }
 
 func (w *write) state(i int) *shardState { return w.r.shards[w.batch.Shards[i].Shard] }
@@ -60,7 +63,8 @@ func (w *write) decide() {
 	w.inNewWindow = make([]bool, len(w.batch.Shards))
 	for i := range w.batch.Shards {
 		part := &w.batch.Shards[i]
-		for k, e := range part.Entries {
+		w.entries = append(w.entries, w.settleResets(i))
+		for k, e := range w.entries[i] {
 			w.checkEntry(i, k, e)
 			known := int64(0)
 			if k < len(part.Markers) {
@@ -96,11 +100,35 @@ func (w *write) checkMarker(i, position int, key string, known int64) {
 
 // checkEntry notes an entry that would carry the total over the edge, or the delta that its window holds.
 func (w *write) checkEntry(i, k int, e counter.Entry) {
-	if !w.totalWith(i, e.Key, e.Delta).fits() {
+	_, cached := w.state(i).base(e.Key, w.now)
+	if w.batch.Shards[i].Reset && !cached || !w.totalWith(i, e.Key, e.Delta).fits() {
 		w.reply.Overflowing = append(w.reply.Overflowing, shard.EntryRef{Shard: i, Entry: k})
 	} else if !w.pendingWith(i, e.Key, e.Delta).fits() {
 		w.inNewWindow[i] = true
 	}
+}
+
+// settleResets returns the entries of a part: of resets, with the deltas that bring the increments to 0.
+func (w *write) settleResets(i int) []counter.Entry {
+	part, s := &w.batch.Shards[i], w.state(i)
+	if !part.Reset {
+		return part.Entries
+	}
+	entries := slices.Clone(part.Entries)
+	for k := range entries {
+		b, cached := s.base(entries[k].Key, w.now)
+		if !cached {
+			continue
+		}
+		increments := sumOf(b.likes)
+		increments.subtract(b.total)
+		for _, window := range s.windows {
+			increments.subtract(window.deltas[entries[k].Key])
+			increments.add(window.likeSums[entries[k].Key])
+		}
+		entries[k].Delta = increments.saturated()
+	}
+	return entries
 }
 
 // totalWith is what a shard would hold of a key with the deltas.
@@ -193,7 +221,7 @@ func (w *write) apply() {
 			if window == nil || w.inNewWindow[i] {
 				window = s.open(w.now)
 			}
-			for _, e := range part.Entries {
+			for _, e := range w.entries[i] {
 				window.deltas[e.Key] += e.Delta
 			}
 			likes.apply(s, window, w.now, w.r.cfg.Window.Milliseconds())

@@ -23,7 +23,7 @@ func (w *write) decideLikes(i int) *likeDecisions {
 		states: map[counter.Pair]shard.PendingLike{}, sums: map[string]int64{}, added: map[string]int64{},
 		repeats: map[counter.Pair]shard.PendingLike{},
 	}
-	for _, e := range part.Entries {
+	for _, e := range w.entries[i] {
 		d.added[e.Key] = e.Delta
 	}
 	for k := range part.Likes {
@@ -60,6 +60,11 @@ func (w *write) decideLike(i int, like *shard.LikeWrite, d *likeDecisions) shard
 		return shard.LikeUnknown
 	}
 	at := max(w.reply.Micros, state.Micros+1)
+	if like.At != 0 {
+		if at = like.At; state.Micros >= at {
+			return shard.LikeUnchanged
+		}
+	}
 	if state.Liked == like.Liked {
 		if _, there := d.repeats[like.Pair]; !there {
 			d.repeats[like.Pair] = shard.PendingLike{Liked: like.Liked, Micros: at, Since: state.Since}
@@ -97,6 +102,7 @@ func (w *write) knownLike(i int, like *shard.LikeWrite) (shard.PendingLike, bool
 
 // apply records the decisions in a window and in membership.
 func (d *likeDecisions) apply(s *shardState, window *window, now, length int64) {
+	s.liked = s.liked || len(d.states) > 0
 	for pair, state := range d.states {
 		window.likes[pair] = state
 		s.remember(pair, state, now, length)

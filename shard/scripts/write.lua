@@ -3,13 +3,13 @@
 --
 -- KEYS: the meta keys of the shards.
 -- ARGV: batch id, made, lifetime, window length, dedupe window, early, confirm, then for each shard:
---   careful (1: a delta is big)
---   n, n times key, delta
+--   careful (1: a delta is big, or a reset)
+--   n, n times key, delta (RESET: what brings the increments of the key on the shard to 0)
 --   n, n times position, marker      (the markers that the sender knows)
 --   n, n times a claim group: kind, bucket, oldest, newest, period, current, n, n times field, value
---   n, n times a like: its field of a window, what it is (1 liked or 0; source of the state that the sender knows; the
---     marker that the sender knows if there is one), position of its claim (empty: none), and from source LOADED that
---     state, an @ and the watermark
+--   n, n times a like: its field of a window, what it is (1 liked or 0, DATED more if it has a moment; source of the
+--     state that the sender knows; the marker that the sender knows if there is one), position of its claim (empty: none),
+--     and from source LOADED that state, an @ and the watermark; if it is dated, then a > and the moment
 -- Returns {status, time in microseconds, known, moved, aged, overflowing, likes}; the lists are flat, positions count
 -- from 0, and a like's follow those of its shard's entries. The last is a string with a byte for each like: what
 -- became of it.
@@ -18,6 +18,8 @@ local TIMED, OPAQUE, ONCE = '0', '1', '2'
 local LOADED, SUPPOSED = '1', '2'
 local CHANGED, UNCHANGED, UNKNOWN, OVERFLOWS = '1', '0', '?', 'o'
 local LIKE_COLUMNS = 4
+local RESET = 'r'
+local DATED = 2
 local BATCH_BUCKET, TIMED_BUCKET, MARGIN = 60000, 60000, 60000
 
 local call = redis.call
@@ -79,6 +81,22 @@ local function overflows(prefix, gen, windows, key, high, low)
   return edge(high, low) ~= nil
 end
 
+-- reset_of is the delta that brings the increments of a key to 0, stopped at the edge of int64, or nil if the base is not
+-- cached.
+local function reset_of(prefix, gen, windows, key)
+  local base = redis.call('GET', prefix .. 'base:' .. gen .. ':' .. key)
+  if not base then return nil end
+  local total, likes = split_base(base)
+  local high, low = add(0, 0, total, -1)
+  high, low = add(high, low, likes, 1)
+  for w = 1, #windows do
+    local pending = redis.call('HMGET', prefix .. 'w:' .. windows[w], key, LIKE_SUM .. key)
+    if pending[1] then high, low = add(high, low, pending[1], -1) end
+    if pending[2] then high, low = add(high, low, pending[2], 1) end
+  end
+  return saturated(high, low)
+end
+
 -- overfills reports whether the sum would leave int64 with what the window holds of the key.
 local function overfills(prefix, window, key, high, low)
   local pending = call('HGET', prefix .. 'w:' .. integer(window), key)
@@ -126,8 +144,13 @@ for s = 1, #KEYS do
     local windows, full = call('LRANGE', prefix .. 'windows', 0, -1), false
     shard.windows, shard.gen = windows, call('HGET', KEYS[s], 'gen') or '0'
     for i = first, shard.last, 2 do
+      local delta = ARGV[i + 1]
+      if delta == RESET then
+        delta = reset_of(prefix, shard.gen, windows, ARGV[i])
+        ARGV[i + 1] = delta or '0'
+      end
       local high, low = add(0, 0, ARGV[i + 1], 1)
-      if overflows(prefix, shard.gen, windows, ARGV[i], high, low) then
+      if not delta or overflows(prefix, shard.gen, windows, ARGV[i], high, low) then
         local k = #overflowing
         overflowing[k + 1], overflowing[k + 2] = s - 1, (i - first) / 2
       elseif not add_window then
@@ -250,7 +273,7 @@ local function record_repeats(shard, repeats)
   for _, r in ipairs(repeats) do
     local state = there[r.field]
     if not shard.records[r.field] and not (state and string.sub(state, 1, 1) == (r.liked and '1' or '0')) then
-      shard.records[r.field] = format_state(r.liked, math.max(time, r.set + 1), r.since)
+      shard.records[r.field] = format_state(r.liked, r.moment or math.max(time, r.set + 1), r.since)
     end
   end
 end
@@ -281,6 +304,12 @@ local function begin_likes(shard)
   shard.fields, shard.records, shard.keys, shard.sums, shard.loaded = fields, {}, {}, {}, {}
 end
 
+-- split_moment splits what is known of a dated like from its moment.
+local function split_moment(known)
+  local state, moment = string.match(known, '^(.*)>(%d+)$')
+  return state, tonumber(moment)
+end
+
 -- decide_likes decides the likes of a shard one after the other, and returns a byte for each.
 local function decide_likes(shard)
   begin_likes(shard)
@@ -290,14 +319,18 @@ local function decide_likes(shard)
   for i = 1, shard.likes do
     local at = shard.first_like + LIKE_COLUMNS * (i - 1)
     local field, what = ARGV[at], ARGV[at + 1]
-    local wanted = string.sub(what, 1, 1) == '1'
-    local liked, set, since = known_state(shard, states[field], wanted, string.sub(what, 2, 2), ARGV[at + 3])
+    local flags, known, moment = string.byte(what) - 48, ARGV[at + 3], nil
+    local wanted = flags % DATED == 1
+    if flags >= DATED then known, moment = split_moment(known) end
+    local liked, set, since = known_state(shard, states[field], wanted, string.sub(what, 2, 2), known)
     local result = UNKNOWN
-    if liked == wanted then
+    if liked ~= nil and moment and set >= moment then
+      result = UNCHANGED
+    elseif liked == wanted then
       result = UNCHANGED
       if not records[field] and not repeated[field] then
         repeated[field] = true
-        repeats[#repeats + 1] = {field = field, liked = wanted, set = set, since = since}
+        repeats[#repeats + 1] = {field = field, liked = wanted, set = set, since = since, moment = moment}
       end
     elseif liked ~= nil then
       local key = key_of(field)
@@ -308,7 +341,9 @@ local function decide_likes(shard)
         result = CHANGED
         if not sums[key] then shard.keys[#shard.keys + 1] = key end
         sums[key] = sum
-        if set < time then
+        if moment then
+          states[field] = format_state(wanted, moment, moment)
+        elseif set < time then
           states[field] = wanted and now_liked or now_unliked
         else
           states[field] = format_state(wanted, set + 1, set + 1)
