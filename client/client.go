@@ -22,11 +22,11 @@ import (
 // counts as healthy.
 const serviceConfig = `{"loadBalancingConfig": [{"round_robin": {}}], "healthCheckConfig": {"serviceName": ""}}`
 
-// maxRequestBytes is the size of the largest valid request: a batch of 10,000 entries, each with the tag and
-// length of the entry (3) and of its key (3), a key of 256 and the tag (1) and varint (10) of its delta, and
+// maxRequestBytes is the size of the largest valid request: an import of 10,000 likes, each with the tag and
+// length of the like (3), of its key (3), its actor (3) and its moment (2), a key of 256, an actor of 128 and the moment (12), and
 // a request id of 128 with its tag and length (3). gRPC on the server refuses what is much larger before
 // plusone sees it, as if the server were overloaded, and so in a way that would leave a change in doubt.
-const maxRequestBytes = 10_000*(3+3+256+1+10) + 3 + 128
+const maxRequestBytes = 10_000*(3+3+256+3+128+2+12) + 3 + 128
 
 const notUTF8 = "must be UTF-8"
 
@@ -36,6 +36,7 @@ const methodBatch = "BatchIncrement"
 type Client struct {
 	conn  *grpc.ClientConn
 	rpc   plusonev1.CounterServiceClient
+	admin plusonev1.AdminServiceClient
 	retry retrier
 	close func() error
 }
@@ -72,8 +73,9 @@ func Dial(target string, opts ...Option) (*Client, error) {
 	}
 	closed := make(chan struct{})
 	return &Client{
-		conn: conn,
-		rpc:  plusonev1.NewCounterServiceClient(conn),
+		conn:  conn,
+		rpc:   plusonev1.NewCounterServiceClient(conn),
+		admin: plusonev1.NewAdminServiceClient(conn),
 		retry: retrier{
 			timeout:        config.timeout,
 			attemptTimeout: config.attemptTimeout,

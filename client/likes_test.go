@@ -203,7 +203,7 @@ func TestUnsendableLikes(t *testing.T) {
 	c := dial(t, serve(t, store).addr)
 	ctx := patient(t)
 	const bad = "\xff"
-	huge := strings.Repeat("x", 10_000*273+131)
+	huge := strings.Repeat("x", 10_000*407+131)
 	for _, test := range []struct {
 		field string
 		call  func() error

@@ -187,7 +187,7 @@ func TestBatchChecks(t *testing.T) {
 	}
 }
 
-// The largest request that the contract allows must get through, and little more.
+// The largest batch that the contract allows must get through. TestLargestImportPasses is about the largest request.
 func TestLargestBatchPasses(t *testing.T) {
 	t.Parallel()
 	store := &scriptedStore{}
@@ -198,18 +198,11 @@ func TestLargestBatchPasses(t *testing.T) {
 			Key: fmt.Sprintf("%0256d", i), Delta: -1, // a negative varint is the longest
 		})
 	}
-	if size := proto.Size(req); size > maxMessageBytes || size < maxMessageBytes-8<<10 {
-		t.Errorf("the largest batch is %d bytes, the limit %d", size, maxMessageBytes)
-	}
 	if _, err := r.client.BatchIncrement(t.Context(), req); err != nil {
 		t.Fatal(err)
 	}
 	if n := len(store.lastChange(t).Entries); n != counter.MaxEntries {
 		t.Errorf("the store saw %d entries", n)
-	}
-	req.RequestId = strings.Repeat("r", 8<<10)
-	if _, err := r.client.BatchIncrement(t.Context(), req); failureOf(t, err).code != codes.ResourceExhausted {
-		t.Errorf("a larger message: %v", err)
 	}
 }
 
