@@ -39,7 +39,7 @@ func (c *flushCommand) run(ctx context.Context, env environment) error {
 	}
 	registry := newRegistry("flush")
 	reloads := reload.NewMetrics(registry)
-	p, err := c.listenFlags.open(ctx, "", registry, reloads, env.logger)
+	p, err := c.open(ctx, "", registry, reloads, env.logger)
 	if err != nil {
 		return err
 	}
