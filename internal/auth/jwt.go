@@ -190,8 +190,12 @@ func (v *verifier) verify(ctx context.Context, token string, sum digest) (*ident
 		return &known.identity, nil
 	}
 	fresh, err := v.verifyNow(token, current)
-	if errors.Is(err, identity.ErrUnknownKey) && v.remote != nil && v.remote.renew(ctx) {
-		fresh, err = v.verifyNow(token, v.keys.Load())
+	if errors.Is(err, identity.ErrUnknownKey) && v.remote != nil {
+		v.remote.renew(ctx)
+		// Whoever fetched them: another call may have, after the look above.
+		if renewed := v.keys.Load(); renewed != current {
+			fresh, err = v.verifyNow(token, renewed)
+		}
 	}
 	if err != nil {
 		return nil, err

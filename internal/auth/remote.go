@@ -138,9 +138,8 @@ func (r *remoteKeys) start() {
 	})
 }
 
-// renew waits for a fetch, which it starts if the last one for an unknown key is long enough ago. It reports whether
-// there was one, so that it makes sense to look for the key again.
-func (r *remoteKeys) renew(ctx context.Context) bool {
+// renew waits for a fetch if one is under way, which it starts if the last one for an unknown key is long enough ago.
+func (r *remoteKeys) renew(ctx context.Context) {
 	r.mu.Lock()
 	if now := time.Now(); r.fetching == nil && now.Sub(r.renewed) >= renewInterval {
 		r.renewed = now
@@ -149,17 +148,15 @@ func (r *remoteKeys) renew(ctx context.Context) bool {
 	fetching := r.fetching
 	r.mu.Unlock()
 	if fetching == nil {
-		return false
+		return
 	}
 	defer r.waiting.Add(-1)
 	if r.waiting.Add(1) > maxWaiting {
-		return false
+		return
 	}
 	select {
 	case <-fetching:
-		return true
 	case <-ctx.Done():
-		return false
 	}
 }
 
