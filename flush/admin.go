@@ -13,13 +13,10 @@ import (
 
 // judge decides whether an id that was or was not counted before is repeated, by the ledger's clock.
 func judge(c *counter.Change, now time.Time, dedupe time.Duration, known bool, fingerprint uint64) (bool, error) {
-	made, timed := c.RequestID.Time()
-	switch ms := now.UnixMilli(); {
-	case timed && made < ms-dedupe.Milliseconds():
-		return false, counter.ErrRequestIDExpired
-	case timed && made > ms+counter.MaxEarly.Milliseconds():
-		return false, counter.ErrRequestIDEarly
-	case known && fingerprint != c.Fingerprint():
+	if err := c.RequestID.CheckAge(now.UnixMilli(), dedupe); err != nil {
+		return false, err
+	}
+	if known && fingerprint != c.Fingerprint() {
 		return false, counter.ErrRequestIDReused
 	}
 	return known, nil

@@ -87,17 +87,9 @@ func newGroup(changes []counter.Change, dedupe time.Duration) *group {
 // setTime judges the ages of the ids and settles the once-per periods by the ledger's clock, in Unix ms.
 func (g *group) setTime(now int64) {
 	for i, c := range g.changes {
-		at, timed := c.RequestID.Time()
-		g.refused[i], g.once[i] = nil, onceClaim{}
-		switch {
-		case timed && at < now-g.dedupe.Milliseconds():
-			g.refused[i] = counter.ErrRequestIDExpired
-			continue
-		case timed && at > now+counter.MaxEarly.Milliseconds():
-			g.refused[i] = counter.ErrRequestIDEarly
-			continue
-		}
-		if c.OncePer > 0 {
+		g.refused[i], g.once[i] = c.RequestID.CheckAge(now, g.dedupe), onceClaim{}
+		if g.refused[i] == nil && c.OncePer > 0 {
+			at, timed := c.RequestID.Time()
 			if !timed {
 				at = now
 			}

@@ -155,8 +155,7 @@ func (s *counterService) readMissing(ctx context.Context, keys []string, missing
 // apply makes a change that has passed the checks.
 func (s *counterService) apply(ctx context.Context, change counter.Change,
 ) (plusonev1.Outcome, *timestamppb.Timestamp, error) {
-	by, _ := answerBy(ctx, s.config.RequestTimeout)
-	within := s.deadlines.With(ctx, by)
+	within, _ := answerWithin(ctx, s.deadlines, s.config.RequestTimeout)
 	defer within.Release()
 	receipt, err := s.applyTraced(ctx, within, change)
 	if err != nil {

@@ -3,6 +3,8 @@ package server
 import (
 	"context"
 	"time"
+
+	"github.com/plusone-dev/plusone/internal/deadline"
 )
 
 // maxAnswerMargin is how much of a long deadline is kept to answer in.
@@ -31,4 +33,11 @@ func answerContext(ctx context.Context, limit time.Duration) (context.Context, c
 		return ctx, func() {}
 	}
 	return context.WithDeadline(ctx, by)
+}
+
+// answerWithin is answerContext for calls of which there are many: its contexts share timers. It also returns when the
+// context ends. There must be a limit. Release the context.
+func answerWithin(ctx context.Context, timers *deadline.Timers, limit time.Duration) (*deadline.Context, time.Time) {
+	until, _ := answerBy(ctx, limit)
+	return timers.With(ctx, until), until
 }

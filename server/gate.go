@@ -98,7 +98,7 @@ func (g *gate) change(ctx context.Context, c *counter.Change, by string) error {
 	if p == nil || !p.Limits() && !p.Guard {
 		return nil
 	}
-	within := g.bounded(ctx)
+	within, _ := answerWithin(ctx, g.deadlines, g.timeout)
 	defer within.Release()
 	if p.Limits() {
 		if err := g.limit(ctx, within, wantsOf(ctx, c, p)); err != nil {
@@ -111,12 +111,6 @@ func (g *gate) change(ctx context.Context, c *counter.Change, by string) error {
 	return g.ask(ctx, within, guard.Question{
 		Method: by, Caller: callerOf(ctx), Actor: c.Actor, Namespace: namespace, Token: guardToken(ctx),
 	})
-}
-
-// bounded is the context of a call until it must be answered. Release it.
-func (g *gate) bounded(ctx context.Context) *deadline.Context {
-	until, _ := answerBy(ctx, g.timeout) // there is one, as there is a timeout
-	return g.deadlines.With(ctx, until)
 }
 
 // permit compares a change with the policy of its namespace.
@@ -239,7 +233,7 @@ func (g *gate) batch(ctx context.Context, entries []*plusonev1.BatchEntry, c *co
 	if len(wants) == 0 {
 		return nil
 	}
-	within := g.bounded(ctx)
+	within, _ := answerWithin(ctx, g.deadlines, g.timeout)
 	defer within.Release()
 	return g.limit(ctx, within, wants)
 }

@@ -52,8 +52,7 @@ func (s *counterService) setLike(ctx context.Context, req likeRequest, action co
 		return likeAnswer{}, err
 	}
 	// The change and the read share the time, so that after both there is as much left to answer in.
-	until, _ := answerBy(ctx, s.config.RequestTimeout)
-	within := s.deadlines.With(ctx, until)
+	within, until := answerWithin(ctx, s.deadlines, s.config.RequestTimeout)
 	defer within.Release()
 	receipt, err := s.applyTraced(ctx, within, change)
 	if err == nil && receipt.Outcome != counter.Applied && receipt.Outcome != counter.Duplicate {

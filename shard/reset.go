@@ -87,13 +87,8 @@ func (s *Store) Repeated(ctx context.Context, c counter.Change) (bool, error) {
 		return false, err
 	}
 	now := pending.Micros / 1000
-	if made, timed := c.RequestID.Time(); timed {
-		switch {
-		case made < now-s.cfg.Dedupe.Milliseconds():
-			return false, counter.ErrRequestIDExpired
-		case made > now+counter.MaxEarly.Milliseconds():
-			return false, counter.ErrRequestIDEarly
-		}
+	if err := c.RequestID.CheckAge(now, s.cfg.Dedupe); err != nil {
+		return false, err
 	}
 	// A reset ends at home. Any other change is where its id and what is known of the key's marker have it.
 	places := map[int]counter.RequestID{home: c.RequestID}

@@ -5,9 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
-	"os"
 	"strings"
 	"time"
 
@@ -161,17 +159,9 @@ func parseSecret(data []byte) (string, error) {
 
 // readAuthorities reads a PEM file of certificates.
 func readAuthorities(path string) (*x509.CertPool, error) {
-	file, err := os.Open(path)
+	text, err := readFile(path, maxCABytes)
 	if err != nil {
 		return nil, err
-	}
-	defer file.Close()
-	text, err := io.ReadAll(io.LimitReader(file, maxCABytes+1))
-	if err != nil {
-		return nil, err
-	}
-	if len(text) > maxCABytes {
-		return nil, fmt.Errorf("%s has more than %d bytes", path, maxCABytes)
 	}
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM(text) {

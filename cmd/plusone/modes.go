@@ -119,7 +119,9 @@ func openEmbedded(ctx context.Context, o ledgerOptions, registry *prometheus.Reg
 	if err != nil {
 		return nil, errors.Join(err, ledger.Close())
 	}
-	return &deployment{mode: flush.ModeEmbedded, store: store, reports: ledger, admin: &server.Admin{Store: ledger, Ledger: ledger}, close: ledger.Close}, nil
+	return &deployment{
+		mode: flush.ModeEmbedded, store: store, reports: ledger, admin: &server.Admin{Store: ledger, Ledger: ledger}, close: ledger.Close,
+	}, nil
 }
 
 // openDirect opens direct mode.

@@ -4,10 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"math"
-	"os"
 	"strings"
 	"time"
 
@@ -229,7 +227,7 @@ func (c *policyCheckCommand) check([]*kong.Flag) error {
 
 // run prints the policies of the file, or what is wrong with it.
 func (c *policyCheckCommand) run(_ context.Context, env environment) error {
-	data, err := readFile(c.File)
+	data, err := readFile(c.File, reload.DefaultMaxBytes)
 	if err != nil {
 		return err
 	}
@@ -252,20 +250,6 @@ func (c *policyCheckCommand) run(_ context.Context, env environment) error {
 		}
 	}
 	return nil
-}
-
-// readFile reads a file that is not too large for a policy.
-func readFile(path string) ([]byte, error) {
-	file, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer file.Close()
-	data, err := io.ReadAll(io.LimitReader(file, reload.DefaultMaxBytes+1))
-	if err == nil && len(data) > reload.DefaultMaxBytes {
-		err = fmt.Errorf("%s is larger than %d bytes", path, reload.DefaultMaxBytes)
-	}
-	return data, err
 }
 
 // bounds of policies, by what a server is set to.

@@ -2,6 +2,7 @@ package counter
 
 import (
 	"encoding/binary"
+	"time"
 
 	"github.com/cespare/xxhash/v2"
 	"github.com/google/uuid"
@@ -51,6 +52,19 @@ func (id RequestID) Derive(part string) RequestID {
 // Away is the id of the entry of a key in what the request does, where that is kept apart from the other entries.
 func (id RequestID) Away(key string) RequestID {
 	return RequestID{bytes: id.bytes + "\x00" + key, v7: id.v7}
+}
+
+// CheckAge returns ErrRequestIDExpired or ErrRequestIDEarly for an id that says that it was made longer ago than the dedupe
+// window, or too far ahead, at the moment now of the store's clock, in Unix milliseconds.
+func (id RequestID) CheckAge(now int64, dedupe time.Duration) error {
+	switch made, timed := id.Time(); {
+	case timed && made < now-dedupe.Milliseconds():
+		return ErrRequestIDExpired
+	case timed && made > now+MaxEarly.Milliseconds():
+		return ErrRequestIDEarly
+	default:
+		return nil
+	}
 }
 
 // Fingerprint identifies what a change does, whatever the order of its entries: two changes with one
