@@ -12,11 +12,11 @@ import (
 // The clock of lib.lua, and what tests may put in its place: a clock that stands still until it is set.
 const (
 	redisClock = `local function microseconds()
-  local time = redis.call('TIME')
+  local time = call('TIME')
   return time[1] * 1000000 + time[2]
 end
 `
-	keyClock = `local function microseconds() return tonumber(redis.call('GET', '%s')) end
+	keyClock = `local function microseconds() return tonumber(call('GET', '%s')) end
 `
 )
 

@@ -51,9 +51,10 @@ type Redis struct {
 	cfg    RedisConfig
 	meta   []string // meta key by shard
 
-	write, read, likes, load, spread, pending          *script
-	seal, begin, move, end, discard, restore, sweep    *script
-	windowMS, dedupeMS, lifetimeMS, earlyMS, confirmed string
+	write, read, likes, load, spread, pending       *script
+	seal, begin, move, end, discard, restore, sweep *script
+	windowMS                                        string
+	settings                                        [5]int64 // see writeArgs
 }
 
 var _ Scripts = (*Redis)(nil)
@@ -65,14 +66,11 @@ func NewRedis(client rueidis.Client, cfg RedisConfig) (*Redis, error) {
 	}
 	r := &Redis{
 		client: client, cfg: cfg,
-		windowMS:   strconv.FormatInt(cfg.Window.Milliseconds(), 10),
-		dedupeMS:   strconv.FormatInt(cfg.Dedupe.Milliseconds(), 10),
-		lifetimeMS: strconv.FormatInt(batchLifetime.Milliseconds(), 10),
-		earlyMS:    strconv.FormatInt(counter.MaxEarly.Milliseconds(), 10),
-		confirmed:  "0",
-	}
-	if cfg.WaitReplicas > 0 {
-		r.confirmed = "1"
+		windowMS: strconv.FormatInt(cfg.Window.Milliseconds(), 10),
+		settings: [5]int64{
+			batchLifetime.Milliseconds(), cfg.Window.Milliseconds(), cfg.Dedupe.Milliseconds(), counter.MaxEarly.Milliseconds(),
+			asNumber(cfg.WaitReplicas > 0),
+		},
 	}
 	for _, tag := range Tags(cfg.Shards) {
 		r.meta = append(r.meta, "plusone:{"+tag+"}:meta")
@@ -113,9 +111,7 @@ func (r *Redis) Write(ctx context.Context, b *WriteBatch) (WriteReply, error) {
 	for i := range b.Shards {
 		keys[i] = r.meta[b.Shards[i].Shard]
 	}
-	args := make([]string, 0, writeArgs(b))
-	args = append(args, b.ID, strconv.FormatInt(b.Made, 10), r.lifetimeMS, r.windowMS, r.dedupeMS, r.earlyMS, r.confirmed)
-	args = appendShardWrites(args, b.Shards)
+	args := writeArgs(b, r.settings)
 	if r.cfg.WaitReplicas > 0 {
 		return r.writeAndWait(ctx, keys, args, b)
 	}

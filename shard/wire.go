@@ -6,108 +6,168 @@ import (
 	"strings"
 
 	"github.com/redis/rueidis"
+	"github.com/tinylib/msgp/msgp"
 )
 
 // What the scripts take and answer; scripts/*.lua describe it.
 
 var errAnswer = errors.New("script answered in an unknown form")
 
-// writeArgs is at least how many arguments a batch takes.
-func writeArgs(b *WriteBatch) int {
-	n := 7
-	for i := range b.Shards {
-		n += 5 + 4*len(b.Shards[i].Entries) + likeColumns*len(b.Shards[i].Likes)
-		for j := range b.Shards[i].Claims {
-			n += 7 + 2*len(b.Shards[i].Claims[j].Fields)
-		}
-	}
-	return n
-}
-
 // carefulDelta is the size from which on a delta is added with a check of its own, see lib.lua.
 const carefulDelta = 1 << 52
 
-// resetDelta is the delta of a reset (RESET in write.lua).
-const resetDelta = "r"
+// What write.lua calls RESET, LIKE_NUMBERS, DATED, SOURCE and CHANGED.
+const (
+	resetDelta   = "r"
+	likeNumbers  = 4
+	likeDated    = 2
+	likeSource   = 4
+	likeAsChange = string(LikeChanged)
+)
 
-func appendShardWrites(args []string, shards []ShardWrite) []string {
-	for i := range shards {
-		s := &shards[i]
-		careful := "0"
-		if s.Reset {
-			careful = "1"
-		}
-		for _, e := range s.Entries {
-			if e.Delta >= carefulDelta || e.Delta <= -carefulDelta {
-				careful = "1"
-			}
-		}
-		args = append(args, careful, strconv.Itoa(len(s.Entries)))
-		for _, e := range s.Entries {
-			delta := resetDelta
-			if !s.Reset {
-				delta = strconv.FormatInt(e.Delta, 10)
-			}
-			args = append(args, e.Key, delta)
-		}
-		declared := 0
-		for _, m := range s.Markers {
-			if m != 0 {
-				declared++
-			}
-		}
-		args = append(args, strconv.Itoa(declared))
-		for j, m := range s.Markers {
-			if m != 0 {
-				args = append(args, strconv.Itoa(j), strconv.FormatInt(m, 10))
-			}
-		}
-		args = append(args, strconv.Itoa(len(s.Claims)))
+// writeArgs makes the arguments of write.lua. Settings are the numbers of all batches: lifetime, window length, dedupe
+// window, early, confirm.
+func writeArgs(b *WriteBatch, settings [5]int64) []string {
+	texts, numbers := 2, 6
+	for i := range b.Shards {
+		s := &b.Shards[i]
+		texts += 3*len(s.Entries) + 4*len(s.Likes)
+		numbers += 6 + len(s.Entries) + likeNumbers*len(s.Likes)
 		for j := range s.Claims {
-			args = appendClaims(args, &s.Claims[j])
+			texts += 1 + 2*len(s.Claims[j].Fields)
+			numbers += 6
 		}
-		args = appendLikes(args, s)
 	}
-	return args
+	w := writeEncoder{args: make([]string, 2, texts), numbers: append(make([]int64, 0, numbers), b.Made)}
+	w.numbers = append(w.numbers, settings[:]...)
+	for i := range b.Shards {
+		w.shard(&b.Shards[i])
+	}
+	packed := msgp.AppendArrayHeader(make([]byte, 0, 5+4*len(w.numbers)), uint32(len(w.numbers)))
+	for _, n := range w.numbers {
+		packed = msgp.AppendInt64(packed, n)
+	}
+	w.args[0], w.args[1] = string(packed), b.ID
+	return w.args
 }
 
-// likeColumns is how many arguments a like takes (LIKE_COLUMNS in write.lua).
-const likeColumns = 4
+// writeEncoder collects the arguments of write.lua, which describes them.
+type writeEncoder struct {
+	args    []string
+	numbers []int64
+	claims  []int // by group of a shard: position in args of the first claim
+	// Of the likes of a shard: the numbers of their keys, and the position of the first of each pair.
+	keys  map[markedKey]int64
+	pairs map[string]int64
+	first int // where their numbers begin
+}
 
-// dated is what a like's first byte is more if it has a moment (DATED in write.lua).
-const dated = 2
+// markedKey is a key of likes whose senders know the same marker.
+type markedKey struct {
+	key    string
+	marker int64
+}
 
-// appendLikes adds a shard's likes.
-func appendLikes(args []string, s *ShardWrite) []string {
-	args = append(args, strconv.Itoa(len(s.Likes)))
-	for i := range s.Likes {
-		l := &s.Likes[i]
-		what := bit(l.Liked)
-		if l.At != 0 {
-			what = string(what[0] + dated)
+func (w *writeEncoder) shard(s *ShardWrite) {
+	careful := s.Reset
+	declared := 0
+	for i, e := range s.Entries {
+		careful = careful || e.Delta >= carefulDelta || e.Delta <= -carefulDelta
+		if i < len(s.Markers) && s.Markers[i] != 0 {
+			declared++
 		}
-		what += strconv.Itoa(int(l.Known.Source))
-		if l.Marker != 0 {
-			what += strconv.FormatInt(l.Marker, 10)
-		}
-		claim, known := "", ""
-		if l.Group >= 0 {
-			// Claims are numbered through all groups.
-			at := l.Field
-			for g := range l.Group {
-				at += len(s.Claims[g].Fields)
-			}
-			claim = strconv.Itoa(at)
-		}
-		if l.Known.Source == LikeLoaded {
-			known = formatLike(l.Known.PendingLike) + "@" + strconv.FormatInt(l.Known.Watermark, 10)
-		}
-		if l.At != 0 {
-			known += ">" + strconv.FormatInt(l.At, 10)
-		}
-		args = append(args, fieldOf(l.Pair), what, claim, known)
 	}
-	return args
+	w.numbers = append(w.numbers, asNumber(careful), int64(len(s.Entries)), int64(declared), int64(len(s.Claims)), 0, int64(len(s.Likes)))
+	keys := len(w.numbers) - 2
+	for _, e := range s.Entries {
+		delta := resetDelta
+		if !s.Reset {
+			delta = strconv.FormatInt(e.Delta, 10)
+		}
+		w.args = append(w.args, e.Key, delta)
+	}
+	for i, m := range s.Markers {
+		if m != 0 {
+			w.numbers, w.args = append(w.numbers, int64(i)+1), append(w.args, strconv.FormatInt(m, 10))
+		}
+	}
+	w.claims = w.claims[:0]
+	for i := range s.Claims {
+		w.group(&s.Claims[i])
+	}
+	if len(s.Likes) > 0 {
+		w.numbers[keys] = int64(w.likes(s.Likes))
+	}
+}
+
+func (w *writeEncoder) group(g *ClaimGroup) {
+	w.numbers = append(w.numbers, int64(g.Kind), g.Oldest, g.Newest, g.Period, asNumber(g.Current), int64(len(g.Fields)))
+	w.args = append(w.args, strconv.FormatInt(g.Bucket, 10))
+	w.claims = append(w.claims, len(w.args))
+	for i := range g.Fields {
+		w.args = append(w.args, g.Fields[i], g.Values[i])
+	}
+}
+
+// likes adds a shard's likes and returns how many keys they have.
+func (w *writeEncoder) likes(likes []LikeWrite) int {
+	if w.keys == nil {
+		w.keys, w.pairs = map[markedKey]int64{}, make(map[string]int64, len(likes))
+	}
+	clear(w.keys)
+	clear(w.pairs)
+	w.first = len(w.numbers)
+	var markers []string
+	for i := range likes {
+		key := markedKey{likes[i].Key, likes[i].Marker}
+		if _, there := w.keys[key]; !there {
+			w.keys[key] = int64(len(w.keys)) + 1
+			w.args, markers = append(w.args, key.key), append(markers, strconv.FormatInt(key.marker, 10))
+		}
+	}
+	w.args = append(w.args, markers...)
+	fields := len(w.args)
+	for i := range likes {
+		w.args = append(w.args, fieldOf(likes[i].Pair))
+	}
+	for i := range likes {
+		w.like(&likes[i], w.args[fields+i], int64(i)+1)
+	}
+	return len(w.keys)
+}
+
+// like adds what else there is of a like, at a position from 1.
+func (w *writeEncoder) like(l *LikeWrite, field string, position int64) {
+	what := asNumber(l.Liked) + likeSource*int64(l.Known.Source)
+	known := ""
+	if l.Known.Source == LikeLoaded {
+		known = formatLike(l.Known.PendingLike) + "@" + strconv.FormatInt(l.Known.Watermark, 10)
+	}
+	if l.At != 0 {
+		what += likeDated
+		known += ">" + strconv.FormatInt(l.At, 10)
+	}
+	claim := 0
+	if l.Group >= 0 {
+		at := w.claims[l.Group] + 2*l.Field
+		w.args[at+1] += likeAsChange
+		claim = at + 1
+	}
+	firstOfPair, again := w.pairs[field]
+	if again {
+		w.numbers[w.first+likeNumbers*int(firstOfPair-1)+2] = firstOfPair
+	} else {
+		w.pairs[field] = position
+	}
+	w.numbers = append(w.numbers, what, w.keys[markedKey{l.Key, l.Marker}], firstOfPair, int64(claim))
+	w.args = append(w.args, known)
+}
+
+func asNumber(b bool) int64 {
+	if b {
+		return 1
+	}
+	return 0
 }
 
 func bit(b bool) string {
@@ -115,15 +175,6 @@ func bit(b bool) string {
 		return "1"
 	}
 	return "0"
-}
-
-func appendClaims(args []string, g *ClaimGroup) []string {
-	args = append(args, strconv.Itoa(int(g.Kind)), strconv.FormatInt(g.Bucket, 10), strconv.FormatInt(g.Oldest, 10),
-		strconv.FormatInt(g.Newest, 10), strconv.FormatInt(g.Period, 10), bit(g.Current), strconv.Itoa(len(g.Fields)))
-	for i := range g.Fields {
-		args = append(args, g.Fields[i], g.Values[i])
-	}
-	return args
 }
 
 // parseWriteReply reads the answer to a batch. What is acknowledged or refused by it was really said, and of this batch.

@@ -3,10 +3,12 @@ package shard
 import (
 	"math"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
 
+	"github.com/tinylib/msgp/msgp"
 	"pgregory.net/rapid"
 
 	"github.com/plusone-dev/plusone/internal/counter"
@@ -17,18 +19,29 @@ func FuzzWriteArgs(f *testing.F) {
 	AddChance(f, 8, 100)
 	f.Fuzz(Chance(func(t *testing.T, rt *rapid.T) {
 		shards := rapid.SliceOfN(anyShardWrite, 1, 3).Draw(rt, "shards")
-		args := appendShardWrites(nil, shards)
-		if most := writeArgs(&WriteBatch{Shards: shards}); len(args) > most {
-			t.Errorf("%d arguments, at most %d are expected", len(args), most)
+		batch := &WriteBatch{ID: "id", Made: 7, Shards: shards}
+		sent := writeArgs(batch, [5]int64{1, 2, 3, 4, 5})
+		r := &argReader{t: t, args: sent[2:], position: 3}
+		packed := []byte(sent[0])
+		length, packed, err := msgp.ReadArrayHeaderBytes(packed)
+		for range length {
+			var n int64
+			if n, packed, err = msgp.ReadInt64Bytes(packed); err != nil {
+				t.Fatal(err)
+			}
+			r.numbers = append(r.numbers, n)
 		}
-		r := &argReader{args: args}
+		if err != nil || len(packed) > 0 || sent[1] != "id" || !slices.Equal(r.numbers[:6], []int64{7, 1, 2, 3, 4, 5}) {
+			t.Fatalf("%v, the id %q, numbers %v, and %x", err, sent[1], r.numbers, packed)
+		}
+		r.numbers = r.numbers[6:]
 		for i, want := range shards {
-			if got := r.shard(t, len(want.Entries)); !reflect.DeepEqual(got, normal(want)) {
-				t.Errorf("shard %d was sent as\n%+v\nand read as\n%+v\nfrom %q", i, normal(want), got, args)
+			if got := r.shard(); !reflect.DeepEqual(got, normal(want)) {
+				t.Errorf("shard %d was sent as\n%+v\nand read as\n%+v\nfrom %q", i, normal(want), got, sent)
 			}
 		}
-		if len(r.args) > 0 {
-			t.Errorf("%q was left over of %q", r.args, args)
+		if len(r.args)+len(r.numbers) > 0 {
+			t.Errorf("%q and %v were left over of %q", r.args, r.numbers, sent)
 		}
 	}))
 }
@@ -80,80 +93,107 @@ func normal(s ShardWrite) ShardWrite {
 	}
 }
 
-// argReader takes arguments off a list, as write.lua describes it.
-type argReader struct{ args []string }
+// argReader takes arguments off a list, and numbers off another, as write.lua describes them.
+type argReader struct {
+	t        *testing.T
+	args     []string
+	numbers  []int64
+	position int // of the next argument, from 1
+}
 
 func (r *argReader) text() string {
 	arg := r.args[0]
 	r.args = r.args[1:]
+	r.position++
 	return arg
 }
 
-func (r *argReader) int64(t *testing.T) int64 {
-	t.Helper()
-	n, err := strconv.ParseInt(r.text(), 10, 64)
+func (r *argReader) texts(n int) []string {
+	texts := make([]string, n)
+	for i := range texts {
+		texts[i] = r.text()
+	}
+	return texts
+}
+
+func (r *argReader) number() int64 {
+	n := r.numbers[0]
+	r.numbers = r.numbers[1:]
+	return n
+}
+
+func (r *argReader) parse(text string) int64 {
+	r.t.Helper()
+	n, err := strconv.ParseInt(text, 10, 64)
 	if err != nil {
-		t.Fatal(err)
+		r.t.Fatal(err)
 	}
 	return n
 }
 
-func (r *argReader) shard(t *testing.T, entries int) ShardWrite {
-	t.Helper()
+func (r *argReader) shard() ShardWrite {
+	r.t.Helper()
+	careful := r.number() == 1
+	entries, markers, groups, keys, likes := r.number(), r.number(), r.number(), r.number(), int(r.number())
 	s := normal(ShardWrite{Markers: make([]int64, entries)})
-	careful := r.text() == "1"
 	big := false
-	for range r.int64(t) {
-		e := counter.Entry{Key: r.text(), Delta: r.int64(t)}
+	for range entries {
+		e := counter.Entry{Key: r.text(), Delta: r.parse(r.text())}
 		s.Entries = append(s.Entries, e)
 		big = big || math.Abs(float64(e.Delta)) >= carefulDelta
 	}
 	if careful != big {
-		t.Errorf("careful is %v for %v", careful, s.Entries)
+		r.t.Errorf("careful is %v for %v", careful, s.Entries)
 	}
-	for range r.int64(t) {
-		at := r.int64(t)
-		s.Markers[at] = r.int64(t)
+	for range markers {
+		s.Markers[r.number()-1] = r.parse(r.text())
 	}
-	type place struct{ group, field int }
-	var places []place // of claims, numbered through all groups
-	for g := range int(r.int64(t)) {
+	places := map[int64][2]int{} // group and field of the claims, by their positions
+	for g := range int(groups) {
 		group := ClaimGroup{
-			Kind: ClaimKind(r.int64(t)), Bucket: r.int64(t), Oldest: r.int64(t), Newest: r.int64(t), Period: r.int64(t), Current: r.text() == "1",
+			Kind: ClaimKind(r.number()), Oldest: r.number(), Newest: r.number(), Period: r.number(), Current: r.number() == 1,
+			Bucket: r.parse(r.text()),
 		}
-		for i := range int(r.int64(t)) {
+		for i := range int(r.number()) {
+			places[int64(r.position)] = [2]int{g, i}
 			group.Fields, group.Values = append(group.Fields, r.text()), append(group.Values, r.text())
-			places = append(places, place{g, i})
 		}
 		s.Claims = append(s.Claims, group)
 	}
-	for range r.int64(t) {
-		s.Likes = append(s.Likes, r.like(t, func(claim int) (group, field int) { return places[claim].group, places[claim].field }))
+	keyTexts, keyMarkers := r.texts(int(keys)), r.texts(int(keys))
+	fields, known := r.texts(likes), r.texts(likes)
+	for i := range likes {
+		what, key, first, claim := r.number(), r.number(), int(r.number()), r.number()
+		l := LikeWrite{Liked: what%2 == 1, Marker: r.parse(keyMarkers[key-1]), Group: -1}
+		l.Known.Source = LikeSource(what / likeSource)
+		l.Key, l.Actor, _ = strings.Cut(fields[i][1:], "\x00")
+		if l.Key != keyTexts[key-1] {
+			r.t.Errorf("the key %q of %q", keyTexts[key-1], fields[i])
+		}
+		if again := slices.Index(fields, fields[i]); first == 0 && slices.Contains(fields[i+1:], fields[i]) ||
+			first == 0 && again < i || first > 0 && again != first-1 {
+			r.t.Errorf("the pair of like %d is said to be that of %d, of %q", i+1, first, fields)
+		}
+		if claim > 0 {
+			l.Group, l.Field = places[claim][0], places[claim][1]
+			value := &s.Claims[l.Group].Values[l.Field]
+			*value = strings.TrimSuffix(*value, "1")
+		}
+		r.known(&l, known[i])
+		s.Likes = append(s.Likes, l)
 	}
 	return s
 }
 
-func (r *argReader) like(t *testing.T, placeOf func(claim int) (group, field int)) LikeWrite {
-	t.Helper()
-	l := LikeWrite{Group: -1}
-	l.Key, l.Actor, _ = strings.Cut(r.text()[1:], "\x00")
-	what := r.text()
-	l.Liked, l.Known.Source = what[0] == '1', LikeSource(what[1]-'0')
-	if what = what[2:]; what != "" {
-		l.Marker = (&argReader{[]string{what}}).int64(t)
-	}
-	if claim := r.text(); claim != "" {
-		l.Group, l.Field = placeOf(int((&argReader{[]string{claim}}).int64(t)))
-	}
-	known := r.text()
+func (r *argReader) known(l *LikeWrite, known string) {
+	r.t.Helper()
 	if l.Known.Source != LikeLoaded {
-		return l
+		return
 	}
 	state, watermark, _ := strings.Cut(known, "@")
-	l.Known.Watermark = (&argReader{[]string{watermark}}).int64(t)
+	l.Known.Watermark = r.parse(watermark)
 	var err error
 	if l.Known.PendingLike, err = parseLike(state); err != nil {
-		t.Error(err)
+		r.t.Error(err)
 	}
-	return l
 }

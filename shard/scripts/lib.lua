@@ -17,6 +17,7 @@
 -- likes:<lost>:<hour>  membership bucket: hash: "\2"key"\0"actor -> state that the actor's like was last set to in
 --                      that hour; see like.lua
 
+local call = redis.call -- a name that is global takes longer to look up
 local MARKER, LIKE_SUM = '\1', '\3'
 -- Up to here Lua's numbers are exact. While every base and every pending delta of a shard is below it, and
 -- there are fewer windows than BIG_WINDOWS, no sum of them can leave int64.
@@ -25,22 +26,24 @@ local BIG_WINDOWS = 1000
 local CHUNK = 2000 -- pairs per call, well below what Lua can unpack
 
 local function microseconds()
-  local time = redis.call('TIME')
+  local time = call('TIME')
   return time[1] * 1000000 + time[2]
 end
 
 local function milliseconds() return math.floor(microseconds() / 1000) end
 
-local function integer(n) return string.format('%.0f', n) end
+-- integer writes a whole number of up to 2^53: %d takes less than half as long as %.0f.
+local function integer(n) return string.format('%d', n) end
 
 local function prefix_of(meta_key) return string.sub(meta_key, 1, -5) end
 
 local function is_big(n) return n >= BIG or n <= -BIG end
 
 -- current_window: rule 1. The second result says that the window must still be opened. Open is the window that was
--- opened last; if it has left the list since, it is not above sealed or not above fin.
+-- opened last; if it has left the list since, it is not above sealed or not above fin. (To add 0 makes a number of a
+-- decimal for less than half of what tonumber takes.)
 local function current_window(prefix, open, sealed, fin, now, length)
-  local last = tonumber(open or redis.call('LINDEX', prefix .. 'windows', -1) or 0)
+  local last = (open or call('LINDEX', prefix .. 'windows', -1) or 0) + 0
   if last > sealed and last > fin and now - last < length then return last, false end
   return math.max(now, last + 1, sealed + 1, fin + 1), true
 end
@@ -48,15 +51,15 @@ end
 -- make_table has a hash that holds something kept as a hash table, by a value that is too long for a listpack: in
 -- that, each command would search through all fields before its own.
 local function make_table(hash_key)
-  redis.call('HSET', hash_key, '\4', string.rep(' ', 65))
-  redis.call('HDEL', hash_key, '\4')
+  call('HSET', hash_key, '\4', string.rep(' ', 65))
+  call('HDEL', hash_key, '\4')
 end
 
 -- open_window adds a window to the list. Each write reads most fields of meta, which may have been loaded from a snapshot
 -- as a listpack since.
 local function open_window(meta_key, prefix, window)
-  local held = redis.call('RPUSH', prefix .. 'windows', integer(window))
-  redis.call('HSET', meta_key, 'open', integer(window), 'held', held)
+  local held = call('RPUSH', prefix .. 'windows', integer(window))
+  call('HSET', meta_key, 'open', integer(window), 'held', held)
   make_table(meta_key)
 end
 

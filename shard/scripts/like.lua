@@ -8,50 +8,51 @@
 local HOUR = 3600000
 local MEMBERSHIP_MARGIN = 600000 -- swept before it expires, since to sweep blocks nobody
 
--- membership_buckets returns the keys of the buckets in which a pair may be, the current one first, and when the
--- current one is no longer read.
-local function membership_buckets(prefix, lost, now, length)
+-- membership_hours returns the names of the hours in whose buckets a pair may be, the current one first, and when the
+-- bucket of the current one is no longer read.
+local function membership_hours(now, length)
   local hour = math.floor(now / HOUR)
-  local stem = prefix .. 'likes:' .. lost .. ':'
-  local buckets = {stem .. integer(hour), stem .. integer(hour - 1)}
+  local hours = {integer(hour), integer(hour - 1)}
   -- Another host's clock may have been ahead by up to a window.
-  if (now + length) / HOUR >= hour + 1 then buckets[3] = stem .. integer(hour + 1) end
-  return buckets, (hour + 2) * HOUR
+  if (now + length) / HOUR >= hour + 1 then hours[3] = integer(hour + 1) end
+  return hours, (hour + 2) * HOUR
 end
+
+-- membership_stem is what the names of a shard's buckets begin with, before the hour.
+local function membership_stem(prefix, lost) return prefix .. 'likes:' .. (lost or '0') .. ':' end
 
 -- key_of returns the key in a field of a like.
 local function key_of(field) return string.sub(field, 2, string.find(field, '\0', 1, true) - 1) end
 
--- look_up_states notes the states of those fields that the hash has, and where they are. It returns the others.
-local function look_up_states(hash_key, fields, states, places)
-  local left = {}
-  for from = 1, #fields, CHUNK do
-    local values = redis.call('HMGET', hash_key, unpack(fields, from, math.min(#fields, from + CHUNK - 1)))
+-- look_up_states notes the states that the hash has of the n fields from ARGV[first] on, unless one is known, and where
+-- they are, by position. It returns how many it has noted.
+local function look_up_states(hash_key, first, n, states, places)
+  local found = 0
+  for from = 0, n - 1, CHUNK do
+    local values = call('HMGET', hash_key, unpack(ARGV, first + from, first + math.min(n, from + CHUNK) - 1))
     for i = 1, #values do
-      local field = fields[from + i - 1]
-      if values[i] then
-        states[field], places[field] = values[i], hash_key
-      else
-        left[#left + 1] = field
+      if values[i] and not states[from + i] then
+        states[from + i], places[from + i] = values[i], hash_key
+        found = found + 1
       end
     end
   end
-  return left
+  return found
 end
 
--- find_states returns the states of fields, which are distinct, that are known here, and the hashes that
--- they are in. Membership, where it has a pair, has its last state. Windows matter where it was evicted.
-local function find_states(prefix, buckets, fields)
-  local states, places = {}, {}
-  for b = 1, #buckets do
-    if #fields == 0 then return states, places end
-    fields = look_up_states(buckets[b], fields, states, places)
+-- find_states returns the states that are known here of the n fields from ARGV[first] on, and the hashes that they are
+-- in, by position. Membership, where it has a pair, has its last state. Windows matter where it was evicted.
+local function find_states(prefix, lost, hours, first, n)
+  local states, places, left = {}, {}, n
+  local stem = membership_stem(prefix, lost)
+  for h = 1, #hours do
+    left = left - look_up_states(stem .. hours[h], first, n, states, places)
+    if left == 0 then return states, places end
   end
-  if #fields == 0 then return states, places end
-  local windows = redis.call('LRANGE', prefix .. 'windows', 0, -1)
+  local windows = call('LRANGE', prefix .. 'windows', 0, -1)
   for w = #windows, 1, -1 do
-    if #fields == 0 then break end
-    fields = look_up_states(prefix .. 'w:' .. windows[w], fields, states, places)
+    left = left - look_up_states(prefix .. 'w:' .. windows[w], first, n, states, places)
+    if left == 0 then break end
   end
   return states, places
 end

@@ -3,29 +3,21 @@
 -- KEYS: the meta keys of the shards.  ARGV: window length, then for each shard n, n fields of likes.
 -- Returns for each shard {states, markers}, in the order of the pairs: a state is empty if it is not known here, and
 -- markers is empty if the shard has none.
-local now = milliseconds()
+local hours = membership_hours(milliseconds(), tonumber(ARGV[1]))
 local answer = {}
 local p = 2
 for s = 1, #KEYS do
   local prefix = prefix_of(KEYS[s])
   local n = tonumber(ARGV[p])
-  local meta = redis.call('HMGET', KEYS[s], 'lost', 'hot')
-  local seen, distinct = {}, {}
-  for i = p + 1, p + n do
-    if not seen[ARGV[i]] then
-      seen[ARGV[i]] = true
-      distinct[#distinct + 1] = ARGV[i]
-    end
-  end
-  local known = find_states(prefix, membership_buckets(prefix, meta[1] or '0', now, tonumber(ARGV[1])), distinct)
-  local states = {}
-  for i = 1, n do states[i] = known[ARGV[p + i]] or '' end
+  local meta = call('HMGET', KEYS[s], 'lost', 'hot')
+  local states = find_states(prefix, meta[1], hours, p + 1, n)
+  for i = 1, n do states[i] = states[i] or '' end
   answer[s] = {states, {}}
   if meta[2] then
     local keys, markers = {}, {}
     for i = 1, n do keys[i] = key_of(ARGV[p + i]) end
     for from = 1, n, CHUNK do
-      for _, marker in ipairs(redis.call('HMGET', prefix .. 'spread', unpack(keys, from, math.min(n, from + CHUNK - 1)))) do
+      for _, marker in ipairs(call('HMGET', prefix .. 'spread', unpack(keys, from, math.min(n, from + CHUNK - 1)))) do
         markers[#markers + 1] = marker
       end
     end

@@ -10,18 +10,18 @@ local p = 1
 for s = 1, #KEYS do
   local prefix = prefix_of(KEYS[s])
   local n = tonumber(ARGV[p])
-  local meta = redis.call('HMGET', KEYS[s], 'gen', 'hot', 'likes')
+  local meta = call('HMGET', KEYS[s], 'gen', 'hot', 'likes')
   local base_prefix = prefix .. 'base:' .. (meta[1] or '0') .. ':'
   local bases, sums = {}, {}
   for i = 1, n do
     bases[i] = base_prefix .. ARGV[p + i]
     if meta[3] then sums[i] = LIKE_SUM .. ARGV[p + i] end
   end
-  local shard = {time, redis.call('MGET', unpack(bases)), {}, {}}
-  if meta[2] then shard[3] = redis.call('HMGET', prefix .. 'spread', unpack(ARGV, p + 1, p + n)) end
-  for _, window in ipairs(redis.call('LRANGE', prefix .. 'windows', 0, -1)) do
-    shard[#shard + 1] = redis.call('HMGET', prefix .. 'w:' .. window, unpack(ARGV, p + 1, p + n))
-    if meta[3] then shard[4][#shard[4] + 1] = redis.call('HMGET', prefix .. 'w:' .. window, unpack(sums)) end
+  local shard = {time, call('MGET', unpack(bases)), {}, {}}
+  if meta[2] then shard[3] = call('HMGET', prefix .. 'spread', unpack(ARGV, p + 1, p + n)) end
+  for _, window in ipairs(call('LRANGE', prefix .. 'windows', 0, -1)) do
+    shard[#shard + 1] = call('HMGET', prefix .. 'w:' .. window, unpack(ARGV, p + 1, p + n))
+    if meta[3] then shard[4][#shard[4] + 1] = call('HMGET', prefix .. 'w:' .. window, unpack(sums)) end
   end
   answer[s] = shard
   p = p + 1 + n
