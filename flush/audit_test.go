@@ -24,8 +24,9 @@ type auditInstance struct {
 	Use      func(t *testing.T, f func(flush.DirectLedger))
 	Mend     func(t *testing.T, keys ...string) flush.Repaired
 	Settings flush.Settings
-	// History adds a row of history at the given hour. Many, behind a table n of numbers i, add a counter and a like
-	// for each.
+	// Over moves the history of all counters to the table history, as changes of other buckets do. History adds a row there, at
+	// the given hour. Many, behind a table n of numbers i, add a counter and a like for each.
+	Over    []string
 	History string
 	Many    []string
 }
@@ -43,6 +44,7 @@ func auditLedgers(t *testing.T, f func(t *testing.T, a *auditInstance)) {
 				must(t, err)
 				return repaired
 			},
+			Over:    postgresOver,
 			History: `INSERT INTO history (key, bucket, shard, delta) VALUES ($1, to_timestamp($2 * 3600), 0, $3)`,
 			Many: []string{
 				`INSERT INTO counters (key, shard, count, before_history, updated_at) SELECT 'many/' || i, 0, 1, 1, now() FROM n`,
@@ -75,6 +77,11 @@ func auditLedgers(t *testing.T, f func(t *testing.T, a *auditInstance)) {
 			},
 		})
 	})
+}
+
+var postgresOver = []string{
+	`INSERT INTO history (key, bucket, shard, delta) SELECT key, bucket, shard, bucket_delta FROM counters WHERE bucket_delta <> 0`,
+	`UPDATE counters SET bucket = NULL, bucket_delta = 0`,
 }
 
 func auditSQLite(t testing.TB, path string, repair bool) *flush.SQLiteAudit {
@@ -213,6 +220,8 @@ func TestAudit(t *testing.T) {
 					commit(t, ledger, like(key, "ben", counter.SetLiked), like(key, "cy", counter.SetUnliked))
 				})
 				plant(t, a, key, `UPDATE counters SET count = count + 100, before_history = before_history + 100 WHERE key = 'K'`)
+				finds(t, a)
+				plant(t, a, key, a.Over...)
 				finds(t, a)
 				plant(t, a, key, test.plant...)
 				for hour, delta := range test.history {

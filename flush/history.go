@@ -29,23 +29,16 @@ func (f HistoryOf) of(key string, own History) History {
 	return cmp.Or(f(key), own)
 }
 
-// divide says what of some sums is added before history, by their position, nil if nothing is, and returns what goes into
-// the history of hours and of minutes.
-func (f HistoryOf) divide(sums deltas, own History) (before []int64, hours, minutes deltas) {
-	for i, key := range sums.keys {
-		switch f.of(key, own) {
-		case HistoryNone:
-			if before == nil {
-				before = make([]int64, len(sums.keys))
-			}
-			before[i] = sums.values[i]
-		case HistoryMinute:
-			minutes.keys, minutes.values = append(minutes.keys, key), append(minutes.values, sums.values[i])
-		default:
-			hours.keys, hours.values = append(hours.keys, key), append(hours.values, sums.values[i])
-		}
+// all are the histories of keys, as the database takes them. A nil HistoryOf has none to tell.
+func (f HistoryOf) all(keys []string, own History) []string {
+	if f == nil {
+		return nil
 	}
-	return before, hours, minutes
+	histories := make([]string, len(keys))
+	for i, key := range keys {
+		histories[i] = string(f.of(key, own))
+	}
+	return histories
 }
 
 // bucket is the start, in Unix ms, of the bucket that holds the moment ms.

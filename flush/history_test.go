@@ -54,7 +54,7 @@ func TestHistoryOfKeys(t *testing.T) {
 		t.Helper()
 		finds(t, audit)
 		for _, start := range []string{"none", "hour", "minute", "own"} { // an hour, or a minute, may end meanwhile
-			got := count("SELECT count(*) FROM history WHERE key = '" + start + "/a'")
+			got := count("SELECT count(*) FROM counter_history WHERE key = '" + start + "/a'")
 			if kept := start != "none"; kept != (got > 0) || got > 2 {
 				t.Errorf("round %d: %s has %d rows of history", round, start, got)
 			}

@@ -21,6 +21,21 @@ import (
 // migrateTo brings an empty database to an old version of the schema.
 func migrateTo(t *testing.T, db *sql.DB, dialect goose.Dialect, folder string, version int64) {
 	t.Helper()
+	if _, err := newProvider(t, db, dialect, folder).UpTo(t.Context(), version); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// migrateDown brings a database back to an old version of the schema.
+func migrateDown(t *testing.T, db *sql.DB, dialect goose.Dialect, folder string, version int64) {
+	t.Helper()
+	if _, err := newProvider(t, db, dialect, folder).DownTo(t.Context(), version); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func newProvider(t *testing.T, db *sql.DB, dialect goose.Dialect, folder string) *goose.Provider {
+	t.Helper()
 	files, err := fs.Sub(os.DirFS("migrations"), folder)
 	if err != nil {
 		t.Fatal(err)
@@ -29,17 +44,15 @@ func migrateTo(t *testing.T, db *sql.DB, dialect goose.Dialect, folder string, v
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := provider.UpTo(t.Context(), version); err != nil {
-		t.Fatal(err)
-	}
+	return provider
 }
 
 // wantBeforeHistory compares the counters with what each row's count had before its history, and their counts with
 // it and the history together.
-func wantBeforeHistory(t *testing.T, db *sql.DB, join string, want ...string) {
+func wantBeforeHistory(t *testing.T, db *sql.DB, table string, want ...string) {
 	t.Helper()
 	rows, err := db.QueryContext(t.Context(), `SELECT c.key, c.before_history, c.count = c.before_history + coalesce(sum(h.delta), 0)
-		FROM counters AS c LEFT JOIN history AS h ON `+join+` GROUP BY c.key, c.before_history, c.count ORDER BY c.key, c.count`)
+		FROM counters AS c LEFT JOIN `+table+` GROUP BY c.key, c.before_history, c.count ORDER BY c.key, c.count`)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -62,8 +75,10 @@ func wantBeforeHistory(t *testing.T, db *sql.DB, join string, want ...string) {
 }
 
 const (
-	postgresHistory = `h.key = c.key AND h.shard = c.shard`
-	sqliteHistory   = `h.key = c.key`
+	oldPostgresHistory = `history AS h ON h.key = c.key AND h.shard = c.shard`
+	postgresHistory    = `(SELECT key, shard, delta FROM history UNION ALL SELECT key, shard, bucket_delta FROM counters) AS h
+		ON h.key = c.key AND h.shard = c.shard`
+	sqliteHistory = `history AS h ON h.key = c.key`
 )
 
 func TestPostgresMigratesCounts(t *testing.T) {
@@ -146,14 +161,14 @@ func TestBeforeHistory(t *testing.T) {
 	}
 	settings := []flush.History{flush.HistoryNone, flush.HistoryMinute, flush.HistoryNone, flush.HistoryHour}
 	want := []string{"views/a 43", "views/b -4"} // of the first and the third, in which "always" is not new
-	check := func(t *testing.T, commit func(flush.History, []counter.Change), db *sql.DB, join string) {
+	check := func(t *testing.T, commit func(flush.History, []counter.Change), db *sql.DB, table string) {
 		for i, history := range settings {
 			commit(history, changes(int64(i+1)))
 			if i == 0 {
-				wantBeforeHistory(t, db, join, "views/a 12", "views/b -1")
+				wantBeforeHistory(t, db, table, "views/a 12", "views/b -1")
 			}
 		}
-		wantBeforeHistory(t, db, join, want...)
+		wantBeforeHistory(t, db, table, want...)
 	}
 	t.Run("Postgres", func(t *testing.T) {
 		t.Parallel()

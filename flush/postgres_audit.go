@@ -27,7 +27,7 @@ SELECT min(key) FROM (
 	// One statement, so one snapshot. The row without a key says how many counters there are.
 	compareSQL = `
 WITH c AS MATERIALIZED (
-    SELECT key, shard, count, likes, before_history FROM counters WHERE %[1]s
+    SELECT key, shard, count, likes, before_history + bucket_delta AS rows FROM counters WHERE %[1]s
 ), h AS MATERIALIZED (
     SELECT key, shard, sum(delta) AS delta FROM history WHERE %[1]s GROUP BY key, shard
 ), k AS MATERIALIZED (
@@ -35,9 +35,9 @@ WITH c AS MATERIALIZED (
 ), l AS MATERIALIZED (
     SELECT key, count(*) AS liked FROM likes WHERE liked AND %[1]s GROUP BY key
 )
-SELECT key, 'count' AS subject, shard, c.count::text AS total, (coalesce(c.before_history, 0) + coalesce(h.delta, 0))::text AS rows
+SELECT key, 'count' AS subject, shard, c.count::text AS total, (coalesce(c.rows, 0) + coalesce(h.delta, 0))::text AS rows
 FROM c FULL JOIN h USING (key, shard)
-WHERE c.count IS DISTINCT FROM coalesce(c.before_history, 0) + coalesce(h.delta, 0)
+WHERE c.count IS DISTINCT FROM coalesce(c.rows, 0) + coalesce(h.delta, 0)
 UNION ALL
 SELECT key, 'likes', 0, k.likes::text, coalesce(l.liked, 0)::text
 FROM k FULL JOIN l USING (key)

@@ -3,6 +3,7 @@ package flush_test
 import (
 	"context"
 	"database/sql"
+	"slices"
 	"testing"
 	"time"
 
@@ -48,7 +49,9 @@ func TestRepairBesideTransactions(t *testing.T) {
 				url := newPostgres(t, flush.ModeDirect)
 				ledger, db := openPostgres(t, url), openDB(t, "pgx", url)
 				commit(t, ledger, ledgertest.Add("k", 6), like("k", "old", counter.SetLiked))
-				mustExec(t, db, test.plant)
+				for _, statement := range append(slices.Clone(postgresOver), test.plant) {
+					mustExec(t, db, statement)
+				}
 				tx, err := db.BeginTx(t.Context(), nil)
 				must(t, err)
 				defer tx.Rollback()
@@ -170,6 +173,27 @@ func TestRepairOfShards(t *testing.T) {
 		if err != nil || likes != want {
 			t.Errorf("shard %d has %d likes, %v, want %d", n, likes, err, want)
 		}
+	}
+}
+
+// What the row of a counter has of its last bucket is part of its history.
+func TestAuditOfTheLastBucket(t *testing.T) {
+	t.Parallel()
+	url := newPostgres(t, flush.ModeDirect)
+	ledger, db := openPostgres(t, url), openDB(t, "pgx", url)
+	commit(t, ledger, ledgertest.Add("k", 6))
+	mustExec(t, db, postgresOver[0]) // without the other half
+	finds(t, ledger, flush.Difference{Subject: flush.OfCount, Key: "k", Total: "6", Rows: "12"})
+	mustExec(t, db, `UPDATE counters SET bucket_delta = -2`)
+	finds(t, ledger, flush.Difference{Subject: flush.OfCount, Key: "k", Total: "6", Rows: "4"})
+	_, err := ledger.Repair(t.Context(), []string{"k"}, 0)
+	must(t, err)
+	commit(t, ledger, ledgertest.Add("k", 1))
+	finds(t, ledger)
+	counts, err := ledger.Counts(t.Context(), []string{"k"})
+	must(t, err)
+	if counts[0].Value != 5 {
+		t.Errorf("count is %d, want 5", counts[0].Value)
 	}
 }
 

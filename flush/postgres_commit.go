@@ -35,35 +35,34 @@ ON CONFLICT (key, actor, period, start) DO NOTHING RETURNING key, actor, period,
 DELETE FROM once_claims AS c USING unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[]) AS u (key, actor, period, start)
 WHERE (c.key, c.actor, c.period, c.start) = (u.key, u.actor, u.period, u.start)`
 
-	// Likes may be null: there are none.
-	addCountersSQL = `
-INSERT INTO counters AS c (key, shard, count, likes, updated_at)
-SELECT u.key, $4::smallint, u.delta, coalesce(u.likes, 0), now()
-FROM unnest($1::text[], $2::bigint[], $3::bigint[]) AS u (key, delta, likes)
-ON CONFLICT (key, shard) DO UPDATE SET count = c.count + excluded.count, likes = c.likes + excluded.likes, updated_at = excluded.updated_at`
-
-	// The same where no history is kept.
-	addCountersBeforeHistorySQL = `
-INSERT INTO counters AS c (key, shard, count, likes, before_history, updated_at)
-SELECT u.key, $4::smallint, u.delta, coalesce(u.likes, 0), u.delta, now()
-FROM unnest($1::text[], $2::bigint[], $3::bigint[]) AS u (key, delta, likes)
-ON CONFLICT (key, shard) DO UPDATE SET count = c.count + excluded.count, likes = c.likes + excluded.likes,
-    before_history = c.before_history + excluded.before_history, updated_at = excluded.updated_at`
-
-	// The same where a history is kept of some.
-	addCountersPartlyBeforeHistorySQL = `
-INSERT INTO counters AS c (key, shard, count, likes, before_history, updated_at)
-SELECT u.key, $5::smallint, u.delta, coalesce(u.likes, 0), u.before, now()
-FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[]) AS u (key, delta, likes, before)
-ON CONFLICT (key, shard) DO UPDATE SET count = c.count + excluded.count, likes = c.likes + excluded.likes,
-    before_history = c.before_history + excluded.before_history, updated_at = excluded.updated_at`
-
-	// $5 is the moment whose bucket is meant, null for now. The subquery is evaluated once, and not for each row.
-	addHistorySQL = `
+	// A change of the bucket that the row has is added to it. One of another bucket, later or earlier, moves what the row has to the
+	// table history and takes its place. An upsert returns only what it has written, so the row itself notes what it had.
+	//
+	// Likes may be null: there are none. Histories may be null: all are $6. What is of neither hours nor minutes is added before
+	// history. $7 is the moment whose bucket is meant, null for now. The subqueries are evaluated once, and not for each row.
+	addSumsSQL = `
+WITH changed AS (
+    INSERT INTO counters AS c (key, shard, count, likes, before_history, updated_at, bucket, bucket_delta)
+    SELECT u.key, $5::smallint, u.delta, coalesce(u.likes, 0), CASE WHEN b.bucket IS NULL THEN u.delta ELSE 0 END, now(),
+        b.bucket, CASE WHEN b.bucket IS NULL THEN 0 ELSE u.delta END
+    FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::text[]) AS u (key, delta, likes, history),
+        LATERAL (SELECT CASE coalesce(u.history, $6::text)
+            WHEN 'hour' THEN (SELECT date_trunc('hour', coalesce($7::timestamptz, now()), 'UTC'))
+            WHEN 'minute' THEN (SELECT date_trunc('minute', coalesce($7::timestamptz, now()), 'UTC'))
+        END) AS b (bucket)
+    ON CONFLICT (key, shard) DO UPDATE SET
+        count = c.count + excluded.count,
+        likes = c.likes + excluded.likes,
+        before_history = c.before_history + excluded.before_history,
+        updated_at = excluded.updated_at,
+        bucket = coalesce(excluded.bucket, c.bucket),
+        bucket_delta = CASE WHEN c.bucket <> excluded.bucket THEN excluded.bucket_delta ELSE c.bucket_delta + excluded.bucket_delta END,
+        previous_bucket = CASE WHEN c.bucket <> excluded.bucket THEN c.bucket END,
+        previous_delta = CASE WHEN c.bucket <> excluded.bucket THEN c.bucket_delta END
+    RETURNING key, shard, previous_bucket, previous_delta
+)
 INSERT INTO history AS h (key, bucket, shard, delta)
-SELECT u.key, (SELECT date_trunc($4::text, coalesce($5::timestamptz, now()), 'UTC')), $3::smallint, u.delta
-FROM unnest($1::text[], $2::bigint[]) AS u (key, delta)
-WHERE u.delta <> 0
+SELECT key, previous_bucket, shard, previous_delta FROM changed WHERE previous_delta <> 0
 ON CONFLICT (key, bucket, shard) DO UPDATE SET delta = h.delta + excluded.delta`
 
 	// A row must be there to be locked.
@@ -194,32 +193,8 @@ func (p *Postgres) queueSums(batch *pgx.Batch, rounds []deltas, shard int, at *t
 		if len(round.keys) == 0 {
 			continue
 		}
-		if p.opts.HistoryOf != nil {
-			p.queueDivided(batch, round, shard, at)
-			continue
-		}
-		if p.opts.History == HistoryNone {
-			batch.Queue(addCountersBeforeHistorySQL, round.keys, round.values, round.likes, shard)
-			continue
-		}
-		batch.Queue(addCountersSQL, round.keys, round.values, round.likes, shard)
-		batch.Queue(addHistorySQL, round.keys, round.values, shard, string(p.opts.History), at)
-	}
-}
-
-// queueDivided is queueSums where keys have histories of their own.
-func (p *Postgres) queueDivided(batch *pgx.Batch, sums deltas, shard int, at *time.Time) {
-	before, hours, minutes := p.opts.HistoryOf.divide(sums, p.opts.History)
-	if before == nil {
-		batch.Queue(addCountersSQL, sums.keys, sums.values, sums.likes, shard)
-	} else {
-		batch.Queue(addCountersPartlyBeforeHistorySQL, sums.keys, sums.values, sums.likes, before, shard)
-	}
-	if len(hours.keys) > 0 {
-		batch.Queue(addHistorySQL, hours.keys, hours.values, shard, string(HistoryHour), at)
-	}
-	if len(minutes.keys) > 0 {
-		batch.Queue(addHistorySQL, minutes.keys, minutes.values, shard, string(HistoryMinute), at)
+		histories := p.opts.HistoryOf.all(round.keys, p.opts.History)
+		batch.Queue(addSumsSQL, round.keys, round.values, round.likes, histories, shard, string(p.opts.History), at)
 	}
 }
 

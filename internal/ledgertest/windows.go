@@ -239,12 +239,13 @@ func clipping(t *testing.T, l WindowInstance) {
 		fmt.Sprint("views/full 0 ", most)+" 0", "views/fits 0 4 0")
 }
 
-// historyBeyondTheEdge swings a counter from edge to edge within an hour, and fills it on two shards.
+// historyBeyondTheEdge fills a counter on two shards, and swings it from edge to edge within an hour.
 func historyBeyondTheEdge(t *testing.T, l WindowInstance) {
-	for id, delta := range []int64{math.MinInt64, math.MaxInt64, math.MaxInt64} {
+	hour := time.Hour.Milliseconds()
+	for _, w := range []struct{ id, delta int64 }{{1, math.MinInt64}, {hour, math.MaxInt64}, {hour + 1, math.MaxInt64}} {
 		for shard := range 2 {
-			if got := apply(t, l, adds(shard, int64(id+1), map[string]int64{"views/a": delta})); !got.OK || got.Clipped != 0 {
-				t.Errorf("window %d: %+v", id, got)
+			if got := apply(t, l, adds(shard, w.id, map[string]int64{"views/a": w.delta})); !got.OK || got.Clipped != 0 {
+				t.Errorf("window %d: %+v", w.id, got)
 			}
 		}
 	}
@@ -253,7 +254,7 @@ func historyBeyondTheEdge(t *testing.T, l WindowInstance) {
 		t.Errorf("total %d, %v: should stop at the edge", total, err)
 	}
 	// Back to where the sum of the shards fits, which the audit needs.
-	apply(t, l, adds(1, 9, map[string]int64{"views/a": -math.MaxInt64}))
+	apply(t, l, adds(1, 2*hour, map[string]int64{"views/a": -math.MaxInt64}))
 }
 
 func largeWindow(t *testing.T, l WindowInstance) {

@@ -18,6 +18,7 @@ import (
 type windowModel struct {
 	watermarks    []int64
 	totals, likes map[string]int64 // by key and shard
+	history       map[string]int64 // by key and hour
 	pairs         map[counter.Pair]shard.PendingLike
 }
 
@@ -44,16 +45,19 @@ func (m *windowModel) set(pair counter.Pair, to shard.PendingLike) int64 {
 // apply returns the keys that get something else than the window's deltas, and by how much in all.
 func (m *windowModel) apply(w flush.Window) (adjusted []string, corrected int) {
 	m.watermarks[w.Shard] = w.ID
+	hour := w.ID / time.Hour.Milliseconds()
 	trueDeltas := make(map[string]int64)
 	for pair, to := range w.Likes {
 		trueDeltas[pair.Key] += m.set(pair, to)
 	}
 	for key, delta := range w.Deltas {
 		m.totals[fmt.Sprint(key, " ", w.Shard)] += delta
+		m.history[fmt.Sprint(key, " ", hour)] += delta
 	}
 	for _, key := range modelKeys(w) {
 		name, off := fmt.Sprint(key, " ", w.Shard), trueDeltas[key]-w.LikeDeltas[key]
 		m.totals[name] += off
+		m.history[fmt.Sprint(key, " ", hour)] += off
 		m.likes[name] += trueDeltas[key]
 		if off != 0 {
 			adjusted = append(adjusted, key)
@@ -104,7 +108,7 @@ func randomWindows(t *testing.T, l WindowInstance) {
 		keys := []string{Key(), Key(), Key()}
 		m := &windowModel{
 			watermarks: watermarks, totals: make(map[string]int64), likes: make(map[string]int64),
-			pairs: make(map[counter.Pair]shard.PendingLike),
+			history: make(map[string]int64), pairs: make(map[counter.Pair]shard.PendingLike),
 		}
 		for range rapid.IntRange(1, 10).Draw(t, "windows") {
 			w := m.drawWindow(t, keys)
@@ -149,6 +153,7 @@ func (m *windowModel) compare(t *rapid.T, l WindowInstance, keys []string) {
 			}
 		}
 	}
+	m.compareHistory(t, l, keys)
 	var pairs []counter.Pair
 	for _, key := range keys {
 		pairs = append(pairs, counter.Pair{Key: key, Actor: "ann"}, counter.Pair{Key: key, Actor: "bob"})
@@ -162,5 +167,37 @@ func (m *windowModel) compare(t *rapid.T, l WindowInstance, keys []string) {
 		if got := likes.States[i]; got.Liked != want.Liked || there && !got.At.Equal(time.UnixMicro(want.Micros)) || !there && !got.At.IsZero() {
 			t.Errorf("%v is %+v, want %+v", pair, got, want)
 		}
+	}
+}
+
+// compareHistory compares the hours of keys with the model's.
+func (m *windowModel) compareHistory(t *rapid.T, l WindowInstance, keys []string) {
+	got := make(map[string]int64)
+	for _, key := range keys {
+		readHours(t, l, key, got)
+	}
+	maps.DeleteFunc(m.history, func(_ string, delta int64) bool { return delta == 0 })
+	if !maps.Equal(got, m.history) {
+		t.Errorf("hours %v, want %v", got, m.history)
+	}
+}
+
+// readHours adds what the hours of a key have changed.
+func readHours(t *rapid.T, l WindowInstance, key string, hours map[string]int64) {
+	rows, err := l.DB.QueryContext(t.Context(), `SELECT bucket, CAST(delta AS bigint) FROM counter_history WHERE key = $1 AND delta <> 0`, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var bucket time.Time
+		var delta int64
+		if err := rows.Scan(&bucket, &delta); err != nil {
+			t.Fatal(err)
+		}
+		hours[fmt.Sprint(key, " ", bucket.UnixMilli()/time.Hour.Milliseconds())] = delta
+	}
+	if err := rows.Err(); err != nil {
+		t.Fatal(err)
 	}
 }
