@@ -1,6 +1,7 @@
 package limit
 
 import (
+	"cmp"
 	"context"
 	_ "embed"
 	"encoding/binary"
@@ -182,16 +183,31 @@ type lane struct {
 	queue   *groupcommit.Queue[*request]
 
 	// Used by run alone.
-	index map[string]int64 // of keys, from 1
-	keys  []string
-	rates []Rate
-	kinds []int64 // of keys: which rate they have, from 1
-	wants []int64
-	args  []byte
+	index   map[string]int // positions in buckets, by key
+	buckets []bucket
+	asked   []int // for each want of the requests, its position in buckets
+	order   []int // positions in buckets, in the order of the groups
+	keys    []string
+	groups  []byte
+	wants   []byte
+}
+
+// bucket is one of those of a batch.
+type bucket struct {
+	key  string
+	rate Rate
+	cost int64 // of all requests together
+	at   int64 // its position in the order, from 1
+}
+
+// compare puts buckets of one group beside each other: those with the same rate and cost.
+func (b *bucket) compare(other *bucket) int {
+	return cmp.Or(cmp.Compare(b.cost, other.cost), cmp.Compare(b.rate.Burst, other.rate.Burst),
+		cmp.Compare(b.rate.Tokens, other.rate.Tokens), cmp.Compare(b.rate.Per, other.rate.Per))
 }
 
 func newLane(r *Redis) *lane {
-	l := &lane{limiter: r, index: make(map[string]int64)}
+	l := &lane{limiter: r, index: make(map[string]int)}
 	l.queue = groupcommit.New(groupcommit.Config[*request]{
 		MaxQueue: maxQueuedBuckets, MaxBatch: maxBatchBuckets, Weigh: func(q *request) int { return len(q.keys) },
 		Gather: groupcommit.Gather{Enough: gatherBuckets, Wait: gatherWait},
@@ -219,46 +235,53 @@ func (l *lane) run(ctx context.Context, requests []*request) {
 	}
 }
 
-// collect makes keys and args of the requests, as the script takes them.
+// collect makes keys, groups and wants of the requests, as the script takes them.
 func (l *lane) collect(requests []*request) {
 	clear(l.index)
+	clear(l.buckets)
 	clear(l.keys)
-	l.keys, l.rates, l.kinds, l.wants = l.keys[:0], l.rates[:0], l.kinds[:0], l.wants[:0]
+	l.buckets, l.asked, l.order, l.keys = l.buckets[:0], l.asked[:0], l.order[:0], l.keys[:0]
 	for _, q := range requests {
-		l.wants = append(l.wants, int64(len(q.keys)))
 		for i, key := range q.keys {
 			n, known := l.index[key]
 			if !known {
-				l.keys = append(l.keys, key)
-				l.kinds = append(l.kinds, l.rate(q.wants[i].Rate))
-				n = int64(len(l.keys))
+				n = len(l.buckets)
 				l.index[key] = n
+				l.buckets = append(l.buckets, bucket{key: key, rate: q.wants[i].Rate})
+				l.order = append(l.order, n)
 			}
-			l.wants = append(l.wants, n, q.wants[i].Cost)
+			l.buckets[n].cost += q.wants[i].Cost
+			l.asked = append(l.asked, n)
 		}
 	}
-	l.args = binary.BigEndian.AppendUint32(append(l.args[:0], 0xdd), uint32(1+2*len(l.rates)+len(l.kinds)+len(l.wants)))
-	l.args = appendInteger(l.args, int64(len(l.rates)))
-	for _, r := range l.rates {
-		l.args = appendFloat(l.args, r.tokens(1)/1e3)
-		l.args = appendFloat(l.args, r.tokens(r.Burst)/1e3)
+	slices.SortFunc(l.order, func(a, b int) int { return l.buckets[a].compare(&l.buckets[b]) })
+	l.groups = appendArray(l.groups[:0], 0)
+	groups := uint32(0)
+	for i, n := range l.order {
+		b := &l.buckets[n]
+		b.at = int64(i + 1)
+		l.keys = append(l.keys, b.key)
+		if i+1 == len(l.order) || b.compare(&l.buckets[l.order[i+1]]) != 0 {
+			groups++
+			l.groups = appendFloat(appendFloat(l.groups, b.rate.tokens(1)/1e3), b.rate.tokens(b.rate.Burst)/1e3)
+			l.groups = appendInteger(appendInteger(l.groups, b.cost), b.at)
+		}
 	}
-	for _, n := range l.kinds {
-		l.args = appendInteger(l.args, n)
-	}
-	for _, n := range l.wants {
-		l.args = appendInteger(l.args, n)
+	binary.BigEndian.PutUint32(l.groups[1:], 4*groups)
+	l.wants = appendArray(l.wants[:0], len(requests)+2*len(l.asked))
+	asked := l.asked
+	for _, q := range requests {
+		l.wants = appendInteger(l.wants, int64(len(q.keys)))
+		for i := range q.keys {
+			l.wants = appendInteger(appendInteger(l.wants, l.buckets[asked[i]].at), q.wants[i].Cost)
+		}
+		asked = asked[len(q.keys):]
 	}
 }
 
-// rate is the position of a rate among those of the batch, of which there are few, from 1.
-func (l *lane) rate(r Rate) int64 {
-	i := slices.Index(l.rates, r)
-	if i < 0 {
-		l.rates = append(l.rates, r)
-		i = len(l.rates) - 1
-	}
-	return int64(i + 1)
+// appendArray appends the beginning of an array, in MessagePack.
+func appendArray(b []byte, n int) []byte {
+	return binary.BigEndian.AppendUint32(append(b, 0xdd), uint32(n))
 }
 
 // appendInteger appends a number that is not negative, in MessagePack.
@@ -284,7 +307,7 @@ func (l *lane) ask(ctx context.Context, requests int) ([]int64, error) {
 	metrics := l.limiter.cfg.Metrics
 	metrics.requests.Observe(float64(requests))
 	sent := time.Now()
-	refused, err := l.limiter.script.Exec(ctx, l.limiter.client, l.keys, []string{string(l.args)}).AsIntSlice()
+	refused, err := l.limiter.script.Exec(ctx, l.limiter.client, l.keys, []string{string(l.groups), string(l.wants)}).AsIntSlice()
 	metrics.seconds.Observe(time.Since(sent).Seconds())
 	if err == nil {
 		return refused, nil
