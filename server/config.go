@@ -56,6 +56,8 @@ type Config struct {
 	Policies Policies
 	Limiter  Limiter
 	Guard    guard.Guard
+	// Tickets says that the store redeems tickets of the Limiter, if that is a TicketLimiter.
+	Tickets bool
 	// Denied knows actors whose changes must not count. The default knows none.
 	Denied DenyList
 	// Admin is what AdminService works on. The default serves none.

@@ -158,6 +158,11 @@ func (s *counterService) apply(ctx context.Context, change counter.Change,
 	within, _ := answerWithin(ctx, s.deadlines, s.config.RequestTimeout)
 	defer within.Release()
 	receipt, err := s.applyTraced(ctx, within, change)
+	if change.Ticket != nil {
+		if refused := s.gate.settle(ctx, change.Ticket, err); refused != nil {
+			return 0, nil, refused
+		}
+	}
 	if err != nil {
 		return 0, nil, s.changeFailed(ctx, err, change)
 	}

@@ -31,6 +31,13 @@ type Limiter interface {
 	Take(ctx context.Context, wants []limit.Want) (limit.Verdict, error)
 }
 
+// TicketLimiter is a Limiter that can also leave it to the store to take tokens, together with those of other changes.
+type TicketLimiter interface {
+	Limiter
+	// Ticket makes a ticket for tokens of all of the buckets, or refuses what is known to lack some.
+	Ticket(wants []limit.Want) (*limit.Ticket, limit.Verdict)
+}
+
 // DenyList knows actors whose changes must not count.
 type DenyList interface {
 	Denied(actor string) bool
@@ -42,7 +49,8 @@ type DenyList interface {
 type gate struct {
 	policies  Policies // nil if there are none, and then neither limits nor guard
 	limiter   Limiter
-	denied    DenyList // may be nil
+	tickets   TicketLimiter // nil if the store redeems none
+	denied    DenyList      // may be nil
 	guard     guard.Guard
 	timeout   time.Duration
 	deadlines *deadline.Timers
@@ -58,6 +66,9 @@ func newGate(config Config, m *metrics, deadlines *deadline.Timers) (*gate, erro
 	g := &gate{
 		policies: config.Policies, limiter: config.Limiter, denied: config.Denied, guard: config.Guard,
 		timeout: config.RequestTimeout, deadlines: deadlines, metrics: m, decisions: newGateMetrics(),
+	}
+	if config.Tickets {
+		g.tickets, _ = config.Limiter.(TicketLimiter)
 	}
 	return g, g.decisions.register(config.Registry)
 }
@@ -97,6 +108,9 @@ func (g *gate) change(ctx context.Context, c *counter.Change, by string) error {
 	}
 	if p == nil || !p.Limits() && !p.Guard {
 		return nil
+	}
+	if g.tickets != nil && by == methodIncrement && !p.Guard {
+		return g.ticket(c, wantsOf(ctx, c, p))
 	}
 	within, _ := answerWithin(ctx, g.deadlines, g.timeout)
 	defer within.Release()
@@ -178,11 +192,51 @@ func (g *gate) limit(ctx, within context.Context, wants []limit.Want) error {
 		return readError(ctx, err) // which leaves nothing in doubt either
 	}
 	g.decisions.decided(wants, verdict)
+	return g.rateLimited(wants, verdict)
+}
+
+// rateLimited refuses what a verdict does not allow.
+func (g *gate) rateLimited(wants []limit.Want, verdict limit.Verdict) error {
 	if verdict.Allowed {
 		return nil
 	}
 	g.decisions.refused[reasonRateLimited].Inc()
 	return &rpcError{status: rateLimited(wants[verdict.Lacking].Kind.String(), verdict.Wait), cause: errRateLimited}
+}
+
+// ticket gives a change a ticket for its tokens, which is settled when the store has answered.
+func (g *gate) ticket(c *counter.Change, wants []limit.Want) error {
+	if len(wants) == 0 {
+		return nil
+	}
+	t, verdict := g.tickets.Ticket(wants)
+	if !verdict.Allowed {
+		g.decisions.decided(wants, verdict)
+		return g.rateLimited(wants, verdict)
+	}
+	c.Ticket = t
+	return nil
+}
+
+// settle is called with the ticket of a change and the error of the store, and returns the error of the limits, if it is
+// theirs.
+func (g *gate) settle(ctx context.Context, ticket counter.Ticket, err error) error {
+	t, ok := ticket.(*limit.Ticket)
+	if !ok {
+		return nil
+	}
+	verdict, redeemed, failure := t.Verdict()
+	switch {
+	case failure != nil:
+		g.decisions.failed(t.Wants())
+		return readError(ctx, failure) // which leaves nothing in doubt either
+	case redeemed:
+		g.decisions.decided(t.Wants(), verdict)
+		return g.rateLimited(t.Wants(), verdict)
+	case err != nil:
+		g.decisions.failed(t.Wants())
+	}
+	return nil
 }
 
 // ask asks the guard. The contexts are those of limit.

@@ -27,8 +27,10 @@ type Config struct {
 	// HotThresholdOf, if not nil, tells the threshold of a key that has one of its own. It is asked for each key of a
 	// batch, by one goroutine for each lane.
 	HotThresholdOf func(key string) (threshold int, own bool)
-	Metrics        *Metrics
-	Logger         *slog.Logger
+	// Redeem redeems the tickets of changes together, and returns soon after ctx is done. Nil if no change has one.
+	Redeem  func(ctx context.Context, tickets []counter.Ticket)
+	Metrics *Metrics
+	Logger  *slog.Logger
 }
 
 // Store is the live store of sharded mode. It is safe for concurrent use.

@@ -108,6 +108,7 @@ type writer struct {
 	metrics *Metrics
 	hot     *hotDetector
 	onHot   func(key string)
+	redeem  func(ctx context.Context, tickets []counter.Ticket)
 	queue   *groupcommit.Queue[*job]
 
 	// Used by run alone.
@@ -115,12 +116,14 @@ type writer struct {
 	sent  time.Time // when the batch was, for the last time
 	rest  []*job
 	next  []*job
+	// tickets of the jobs.
+	tickets []counter.Ticket
 }
 
 func newWriter(s *Store) *writer {
 	w := &writer{
 		scripts: s.scripts, dedupe: s.cfg.Dedupe.Milliseconds(), clock: s.clock, markers: s.markers, metrics: s.metrics,
-		hot: newHotDetector(s.cfg.HotThreshold, s.cfg.HotThresholdOf), onHot: s.spreader.add, batch: newBatch(s.cfg.Shards),
+		hot: newHotDetector(s.cfg.HotThreshold, s.cfg.HotThresholdOf), onHot: s.spreader.add, redeem: s.cfg.Redeem, batch: newBatch(s.cfg.Shards),
 	}
 	w.queue = groupcommit.New(groupcommit.Config[*job]{
 		MaxQueue: maxQueueEntries, MaxBatch: maxBatchEntries, Weigh: (*job).weight,
@@ -132,9 +135,14 @@ func newWriter(s *Store) *writer {
 // run settles all jobs. Each round sends one batch and settles at least one job, or finds out that a job must
 // go alone.
 func (w *writer) run(ctx context.Context, jobs []*job) {
+	w.redeemAll(ctx, jobs)
 	w.rest = w.rest[:0]
 	for _, j := range jobs {
-		if j.taken.CompareAndSwap(false, true) {
+		switch {
+		case !j.taken.CompareAndSwap(false, true):
+		case j.change.Ticket != nil && j.change.Ticket.Refused() != nil:
+			j.finish(j.change.Ticket.Refused())
+		default:
 			w.rest = append(w.rest, j)
 		}
 	}
@@ -153,6 +161,20 @@ func (w *writer) run(ctx context.Context, jobs []*job) {
 	}
 	clear(w.rest[:cap(w.rest)])
 	clear(w.next[:cap(w.next)])
+}
+
+// redeemAll redeems the tickets of jobs whose callers have not left, but for those of changes that are routed again.
+func (w *writer) redeemAll(ctx context.Context, jobs []*job) {
+	for _, j := range jobs {
+		if t := j.change.Ticket; t != nil && !t.Redeemed() && !j.taken.Load() {
+			w.tickets = append(w.tickets, t)
+		}
+	}
+	if len(w.tickets) > 0 && w.redeem != nil {
+		w.redeem(ctx, w.tickets)
+	}
+	clear(w.tickets)
+	w.tickets = w.tickets[:0]
 }
 
 // send sends the batch and settles its jobs; it returns those that must be sent again.

@@ -10,6 +10,7 @@ import (
 	"github.com/redis/rueidis"
 
 	"github.com/plusone-dev/plusone/flush"
+	"github.com/plusone-dev/plusone/internal/limit"
 	"github.com/plusone-dev/plusone/server"
 	"github.com/plusone-dev/plusone/shard"
 )
@@ -88,6 +89,7 @@ type deployment struct {
 	worker  *worker        // nil if this process does not drain windows
 	redis   rueidis.Client // nil if the mode has none
 	gate    *gate          // nil for a worker alone
+	limiter *limit.Redis   // of the gate, nil if the mode or the gate has none
 	admin   *server.Admin  // nil for a worker alone
 	close   func() error
 	// observers are of a server.
@@ -176,12 +178,19 @@ func openSharded(ctx context.Context, o shardedOptions, registry *prometheus.Reg
 		return nil, errors.Join(fmt.Errorf("prepare Redis scripts: %w", err), d.close())
 	}
 	if o.store != nil {
-		store := shard.New(scripts, ledger, shard.Config{
+		config := shard.Config{
 			Shards: o.Shards, Dedupe: o.DedupeWindow, Cluster: scripts.Cluster(),
 			BaseTTL: o.store.BaseTTL, MissingTTL: o.store.MissingTTL, HotThreshold: o.store.HotThreshold,
 			HotThresholdOf: o.policies.hotThresholdOf(),
 			Metrics:        shard.NewMetrics(registry), Logger: o.logger,
-		})
+		}
+		if o.policies != nil {
+			d.limiter = limit.NewRedis(client, limit.RedisConfig{
+				Tags: shard.Tags(o.Shards), Cluster: config.Cluster, Metrics: limit.NewMetrics(registry),
+			})
+			config.Redeem = d.limiter.Redeem
+		}
+		store := shard.New(scripts, ledger, config)
 		d.store, d.admin = store, &server.Admin{Store: store, Ledger: ledger}
 	}
 	if o.worker != nil {

@@ -20,7 +20,6 @@ import (
 	"github.com/plusone-dev/plusone/internal/policy"
 	"github.com/plusone-dev/plusone/internal/reload"
 	"github.com/plusone-dev/plusone/server"
-	"github.com/plusone-dev/plusone/shard"
 )
 
 // policyFileFlags are of commands that count, or drain what was counted.
@@ -150,6 +149,7 @@ func (f *denyFlags) openDenied(ctx context.Context, client rueidis.Client, regis
 type gate struct {
 	policies *policies
 	limiter  server.Limiter
+	tickets  bool                            // the store redeems those of the limiter
 	stop     func(ctx context.Context) error // of the limiter
 	denied   *denied
 	guard    *openedGuard
@@ -160,23 +160,19 @@ func (c *serveCommand) openGate(ctx context.Context, p *policies, d *deployment,
 	metrics *reload.Metrics, logger *slog.Logger,
 ) (*gate, error) {
 	g := &gate{policies: p}
+	switch {
+	case p == nil:
+	case d.limiter != nil:
+		g.limiter, g.tickets, g.stop = d.limiter, d.redis.Mode() != rueidis.ClientModeCluster, d.limiter.Close
+	default:
+		g.limiter = limit.NewMemory(limit.NewMetrics(registry))
+	}
 	var err error
 	if g.denied, err = c.openDenied(ctx, d.redis, registry, metrics, logger); err != nil {
-		p.close()
-		return nil, err
+		return nil, errors.Join(err, g.close(ctx))
 	}
 	if g.guard, err = c.guardFlags.open(registry, metrics, logger); err != nil {
 		return nil, errors.Join(err, g.close(ctx))
-	}
-	switch {
-	case p == nil:
-	case d.mode == flush.ModeSharded:
-		limiter := limit.NewRedis(d.redis, limit.RedisConfig{
-			Tags: shard.Tags(c.Shards), Cluster: d.redis.Mode() == rueidis.ClientModeCluster, Metrics: limit.NewMetrics(registry),
-		})
-		g.limiter, g.stop = limiter, limiter.Close
-	default:
-		g.limiter = limit.NewMemory(limit.NewMetrics(registry))
 	}
 	return g, nil
 }
@@ -184,7 +180,7 @@ func (c *serveCommand) openGate(ctx context.Context, p *policies, d *deployment,
 // configure has a server ask the gate.
 func (g *gate) configure(config *server.Config) {
 	if g.policies != nil {
-		config.Policies, config.Limiter = g.policies, g.limiter
+		config.Policies, config.Limiter, config.Tickets = g.policies, g.limiter, g.tickets
 	}
 	if g.denied != nil {
 		config.Denied = g.denied

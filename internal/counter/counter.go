@@ -68,6 +68,18 @@ type Change struct {
 	// SetAt, of a like without a RequestID, is the moment to set it as of, in Unix microseconds, if it is not 0: nothing
 	// changes if the like was last set then or later. Otherwise a like is set as of now.
 	SetAt int64
+	// Ticket, if not nil, must be redeemed right before the change is made, and may refuse it. It is set only where the store
+	// redeems tickets, and on changes of a single entry that are no likes.
+	Ticket Ticket
+}
+
+// Ticket is what a change needs of others, such as tokens of a rate limit. Many are redeemed together. Its methods may be
+// called concurrently.
+type Ticket interface {
+	// Redeemed reports whether the ticket was redeemed.
+	Redeemed() bool
+	// Refused is why the change must not be made, or nil. A ticket that was not redeemed refuses.
+	Refused() error
 }
 
 // Pair is the pair that a change of a like is about.

@@ -52,7 +52,8 @@ func TestRedis(t *testing.T) {
 func TestRedisIsShared(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t)
-	race(t, newRedis(t, false, server.Addr), newRedis(t, false, server.Addr), newRedis(t, false, server.Addr))
+	shared := newRedis(t, false, server.Addr)
+	race(t, shared, ticketTaker{shared}, newRedis(t, false, server.Addr), ticketTaker{newRedis(t, false, server.Addr)})
 }
 
 func TestRedisCluster(t *testing.T) {

@@ -1,0 +1,146 @@
+package limit
+
+import (
+	"cmp"
+	"context"
+	"encoding/binary"
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/redis/rueidis"
+
+	"github.com/plusone-dev/plusone/internal/counter"
+)
+
+// batch is a script for many requests. Its memory is used again for the next ones.
+type batch struct {
+	limiter *Redis
+	index   map[string]int // positions in buckets, by key
+	buckets []bucket
+	asked   []int // for each want of the requests, its position in buckets
+	order   []int // positions in buckets, in the order of the groups
+	keys    []string
+	groups  []byte
+	wants   []byte
+}
+
+func newBatch(r *Redis) batch { return batch{limiter: r, index: make(map[string]int)} }
+
+// bucket is one of those of a batch.
+type bucket struct {
+	key  string
+	rate Rate
+	cost int64 // of all requests together
+	at   int64 // its position in the order, from 1
+}
+
+// compare puts buckets of one group beside each other: those with the same rate and cost.
+func (b *bucket) compare(other *bucket) int {
+	return cmp.Or(cmp.Compare(b.cost, other.cost), cmp.Compare(b.rate.Burst, other.rate.Burst),
+		cmp.Compare(b.rate.Tokens, other.rate.Tokens), cmp.Compare(b.rate.Per, other.rate.Per))
+}
+
+// settle gives all requests their verdict, or an error.
+func (b *batch) settle(ctx context.Context, requests []*request) {
+	b.collect(requests)
+	refused, err := b.ask(ctx, len(requests))
+	if err == nil && len(refused)%3 != 0 {
+		err = fmt.Errorf("limit: %d numbers are no answer", len(refused))
+	}
+	for _, q := range requests {
+		q.verdict, q.err = Verdict{Allowed: true}, err
+	}
+	for ; err == nil && len(refused) > 0; refused = refused[3:] {
+		q := requests[min(max(int(refused[0]), 1), len(requests))-1]
+		lacking := min(max(int(refused[1]), 1), len(q.keys))
+		q.verdict = Verdict{Lacking: lacking - 1, Wait: time.Duration(refused[2]) * time.Microsecond}
+	}
+}
+
+// collect makes keys, groups and wants of the requests, as the script takes them.
+func (b *batch) collect(requests []*request) {
+	clear(b.index)
+	clear(b.buckets)
+	clear(b.keys)
+	b.buckets, b.asked, b.order, b.keys = b.buckets[:0], b.asked[:0], b.order[:0], b.keys[:0]
+	for _, q := range requests {
+		for i, key := range q.keys {
+			n, known := b.index[key]
+			if !known {
+				n = len(b.buckets)
+				b.index[key] = n
+				b.buckets = append(b.buckets, bucket{key: key, rate: q.wants[i].Rate})
+				b.order = append(b.order, n)
+			}
+			b.buckets[n].cost += q.wants[i].Cost
+			b.asked = append(b.asked, n)
+		}
+	}
+	slices.SortFunc(b.order, func(i, k int) int { return b.buckets[i].compare(&b.buckets[k]) })
+	b.groups = appendArray(b.groups[:0], 0)
+	groups := uint32(0)
+	for i, n := range b.order {
+		next := &b.buckets[n]
+		next.at = int64(i + 1)
+		b.keys = append(b.keys, next.key)
+		if i+1 == len(b.order) || next.compare(&b.buckets[b.order[i+1]]) != 0 {
+			groups++
+			b.groups = appendFloat(appendFloat(b.groups, next.rate.tokens(1)/1e3), next.rate.tokens(next.rate.Burst)/1e3)
+			b.groups = appendInteger(appendInteger(b.groups, next.cost), next.at)
+		}
+	}
+	binary.BigEndian.PutUint32(b.groups[1:], 4*groups)
+	b.wants = appendArray(b.wants[:0], len(requests)+2*len(b.asked))
+	asked := b.asked
+	for _, q := range requests {
+		b.wants = appendInteger(b.wants, int64(len(q.keys)))
+		for i := range q.keys {
+			b.wants = appendInteger(appendInteger(b.wants, b.buckets[asked[i]].at), q.wants[i].Cost)
+		}
+		asked = asked[len(q.keys):]
+	}
+}
+
+// appendArray appends the beginning of an array, in MessagePack.
+func appendArray(b []byte, n int) []byte {
+	return binary.BigEndian.AppendUint32(append(b, 0xdd), uint32(n))
+}
+
+// appendInteger appends a number that is not negative, in MessagePack.
+func appendInteger(b []byte, n int64) []byte {
+	switch {
+	case n < 1<<7:
+		return append(b, byte(n))
+	case n < 1<<16:
+		return binary.BigEndian.AppendUint16(append(b, 0xcd), uint16(n))
+	default:
+		return binary.BigEndian.AppendUint64(append(b, 0xcf), uint64(n))
+	}
+}
+
+func appendFloat(b []byte, f float64) []byte {
+	return binary.BigEndian.AppendUint64(append(b, 0xcb), math.Float64bits(f))
+}
+
+// ask runs the script. An answer that is lost is not asked for again: tokens would be taken twice.
+func (b *batch) ask(ctx context.Context, requests int) ([]int64, error) {
+	ctx, cancel := context.WithTimeout(ctx, scriptTimeout)
+	defer cancel()
+	metrics := b.limiter.cfg.Metrics
+	metrics.requests.Observe(float64(requests))
+	sent := time.Now()
+	refused, err := b.limiter.script.Exec(ctx, b.limiter.client, b.keys, []string{string(b.groups), string(b.wants)}).AsIntSlice()
+	metrics.seconds.Observe(time.Since(sent).Seconds())
+	if err == nil {
+		return refused, nil
+	}
+	metrics.errors.Inc()
+	kind := counter.ErrUnavailable
+	if reply, ok := rueidis.IsRedisErr(err); ok && strings.HasPrefix(reply.Error(), "OOM") {
+		kind = counter.ErrFull
+	}
+	return nil, fmt.Errorf("%w: take tokens: %w", kind, err)
+}
