@@ -11,12 +11,13 @@ import (
 // are there so that a state that comes late from another shard is known to be older; where there is none to come, they may
 // be forgotten.
 
-// judge decides whether an id that was or was not counted before is repeated, by the ledger's clock.
-func judge(c *counter.Change, now time.Time, dedupe time.Duration, known bool, fingerprint uint64) (bool, error) {
+// judge decides whether an id that was or was not counted before, with a fingerprint by the key, is repeated, by the ledger's
+// clock.
+func judge(c *counter.Change, now time.Time, dedupe time.Duration, known bool, fingerprint uint64, key *counter.FingerprintKey) (bool, error) {
 	if err := c.RequestID.CheckAge(now.UnixMilli(), dedupe); err != nil {
 		return false, err
 	}
-	if known && fingerprint != c.Fingerprint() {
+	if known && fingerprint != c.Fingerprint(key) {
 		return false, counter.ErrRequestIDReused
 	}
 	return known, nil

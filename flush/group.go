@@ -61,7 +61,7 @@ type group struct {
 	overflowing map[int]struct{}
 }
 
-func newGroup(changes []counter.Change, dedupe time.Duration) *group {
+func newGroup(changes []counter.Change, dedupe time.Duration, key *counter.FingerprintKey) *group {
 	n := len(changes)
 	g := &group{
 		dedupe: dedupe, changes: changes,
@@ -76,7 +76,7 @@ func newGroup(changes []counter.Change, dedupe time.Duration) *group {
 		if g.ids[i] == "" {
 			continue
 		}
-		g.prints[i] = c.Fingerprint()
+		g.prints[i] = c.Fingerprint(key)
 		if _, ok := g.fingerprints[g.ids[i]]; !ok {
 			g.fingerprints[g.ids[i]] = g.prints[i]
 		}

@@ -2,6 +2,7 @@ package flush_test
 
 import (
 	"database/sql"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -131,9 +132,11 @@ func TestSQLiteMigratesIDs(t *testing.T) {
 		ledgertest.With(ledgertest.V7(clock.now()), ledgertest.Add("views/a", 1)),
 		ledgertest.With(ledgertest.Opaque(), ledgertest.Add("views/a", 1)),
 	}
+	var key counter.FingerprintKey
+	mustExec(t, db, `INSERT INTO settings (name, value) VALUES ('fingerprint-key', ?)`, hex.EncodeToString(key[:]))
 	for kind, change := range changes {
 		mustExec(t, db, `INSERT INTO request_ids (id, fingerprint, at) VALUES (?, ?, ?)`,
-			append([]byte{byte(7 - 7*kind)}, change.RequestID.Bytes()...), int64(change.Fingerprint()), clock.now().UnixMilli())
+			append([]byte{byte(7 - 7*kind)}, change.RequestID.Bytes()...), int64(change.Fingerprint(&key)), clock.now().UnixMilli())
 	}
 	ledger := openSQLite(t, path, flush.SQLiteOptions{Clock: clock.now})
 	verdicts, _, err := ledger.Commit(t.Context(), changes)

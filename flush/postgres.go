@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -50,6 +51,8 @@ type Postgres struct {
 	locks  *pgxpool.Pool
 	opts   PostgresOptions
 	logger *slog.Logger
+	// prints is the key of fingerprints: zero until EnsureSettings.
+	prints atomic.Pointer[counter.FingerprintKey]
 }
 
 var (
@@ -83,6 +86,7 @@ func OpenPostgres(ctx context.Context, url string, opts PostgresOptions) (*Postg
 	lockConfig.MaxConnIdleTime = lockConnIdle
 
 	p := &Postgres{opts: opts, logger: opts.Logger}
+	p.prints.Store(new(counter.FingerprintKey))
 	if p.pool, err = pgxpool.NewWithConfig(ctx, config); err != nil {
 		return nil, fmt.Errorf("open Postgres: %w", err)
 	}
@@ -125,13 +129,16 @@ func (p *Postgres) Migrate(ctx context.Context) error {
 	return nil
 }
 
+// FingerprintKey is the key of the deployment's fingerprints, once EnsureSettings has found it.
+func (p *Postgres) FingerprintKey() counter.FingerprintKey { return *p.prints.Load() }
+
 // EnsureSettings records the settings in a new ledger, and otherwise returns a SettingsError if they are
 // not those recorded. Servers that start at the same time agree on one.
 func (p *Postgres) EnsureSettings(ctx context.Context, want Settings) error {
 	var mismatch error
 	err := pgx.BeginFunc(ctx, p.pool, func(tx pgx.Tx) error {
 		// The one who comes second waits here, and then sees what the first has recorded.
-		for _, row := range want.rows() {
+		for _, row := range want.record() {
 			if _, err := tx.Exec(ctx, `INSERT INTO settings (name, value) VALUES ($1, $2) ON CONFLICT DO NOTHING`, row.name, row.value); err != nil {
 				return err
 			}
@@ -145,8 +152,13 @@ func (p *Postgres) EnsureSettings(ctx context.Context, want Settings) error {
 		if _, err := pgx.ForEachRow(rows, []any{&name, &value}, func() error { recorded[name] = value; return nil }); err != nil {
 			return err
 		}
-		if mismatch = want.check(recorded); mismatch != nil || want.Mode != ModeSharded {
+		var key *counter.FingerprintKey
+		if key, mismatch = want.use(recorded); mismatch != nil {
 			return mismatch
+		}
+		p.prints.Store(key)
+		if want.Mode != ModeSharded {
+			return nil
 		}
 		_, err = tx.Exec(ctx, `INSERT INTO shards (shard) SELECT generate_series(0, $1::int - 1) ON CONFLICT DO NOTHING`, want.Shards)
 		return err

@@ -48,9 +48,9 @@ func (p *Postgres) Repeated(ctx context.Context, c counter.Change) (bool, error)
 		return false, postgresError("look up request id", err)
 	}
 	if fingerprint == nil {
-		return judge(&c, now, p.opts.DedupeWindow, false, 0)
+		return judge(&c, now, p.opts.DedupeWindow, false, 0, p.prints.Load())
 	}
-	return judge(&c, now, p.opts.DedupeWindow, true, uint64(*fingerprint))
+	return judge(&c, now, p.opts.DedupeWindow, true, uint64(*fingerprint), p.prints.Load())
 }
 
 // SetLikes sets likes, in direct mode and one transaction, each as of its moment, and returns how many of them that

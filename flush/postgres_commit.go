@@ -84,7 +84,7 @@ var errClaimVanished = errors.New("a claim vanished while it was read")
 // Whether totals fit is first judged for the group as a whole: a change that would overflow in its place is
 // applied if others of the group make room for it, as if they had come before.
 func (p *Postgres) Commit(ctx context.Context, changes []counter.Change) ([]Verdict, time.Time, error) {
-	g := newGroup(changes, p.opts.DedupeWindow)
+	g := newGroup(changes, p.opts.DedupeWindow, p.prints.Load())
 	// Overflows are left to the database to notice. Only after one are rows locked and read, to find out
 	// whose change it was. Resets need to know what they take back.
 	careful := g.hasResets

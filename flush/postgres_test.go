@@ -102,6 +102,25 @@ func TestPostgresRacingSettings(t *testing.T) {
 	}
 }
 
+// All servers of a ledger have one key of fingerprints, which no other ledger has.
+func TestFingerprintKey(t *testing.T) {
+	t.Parallel()
+	db := pgtest.NewDatabase(t)
+	var keys []counter.FingerprintKey
+	for _, url := range []string{db, db, pgtest.NewDatabase(t)} {
+		ledger := openPostgres(t, url)
+		prepare(t, ledger, flush.ModeSharded)
+		keys = append(keys, ledger.FingerprintKey())
+	}
+	if keys[0] != keys[1] || keys[0] == keys[2] || keys[0] == (counter.FingerprintKey{}) {
+		t.Errorf("keys of a ledger, the same and another: %x", keys)
+	}
+	mustExec(t, openDB(t, "pgx", db), `UPDATE settings SET value = 'x' WHERE name = 'fingerprint-key'`)
+	if err := openPostgres(t, db).EnsureSettings(t.Context(), settings(flush.ModeSharded)); err == nil {
+		t.Error("a key that is damaged is used")
+	}
+}
+
 // withSchema makes a schema, and the URL of connections that work in it.
 func withSchema(t *testing.T, database, schema string) string {
 	t.Helper()

@@ -1,9 +1,14 @@
 package flush
 
 import (
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
 	"fmt"
 	"strconv"
 	"time"
+
+	"github.com/plusone-dev/plusone/internal/counter"
 )
 
 // Mode says how a deployment uses its ledger.
@@ -49,6 +54,32 @@ func (s Settings) rows() []setting {
 		rows = append(rows, setting{"shards", strconv.Itoa(s.Shards)}, setting{"window", s.Window.String()})
 	}
 	return append(rows, setting{"dedupe-window", s.DedupeWindow.String()})
+}
+
+// fingerprintKeyName is the name under which the key of fingerprints is recorded, which is drawn and not set.
+const fingerprintKeyName = "fingerprint-key"
+
+var errFingerprintKey = errors.New("the key of fingerprints in the settings of the ledger is damaged")
+
+// record returns what a new ledger records: the settings, and a key of fingerprints.
+func (s Settings) record() []setting {
+	var key counter.FingerprintKey
+	rand.Read(key[:])
+	return append(s.rows(), setting{fingerprintKeyName, hex.EncodeToString(key[:])})
+}
+
+// use compares the settings with those recorded, and returns the key.
+func (s Settings) use(recorded map[string]string) (*counter.FingerprintKey, error) {
+	if err := s.check(recorded); err != nil {
+		return nil, err
+	}
+	var key counter.FingerprintKey
+	if text := recorded[fingerprintKeyName]; len(text) != hex.EncodedLen(len(key)) {
+		return nil, errFingerprintKey
+	} else if _, err := hex.Decode(key[:], []byte(text)); err != nil {
+		return nil, errFingerprintKey
+	}
+	return &key, nil
 }
 
 // check compares the settings with those recorded.

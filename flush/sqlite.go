@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/pressly/goose/v3"
@@ -45,6 +46,8 @@ type SQLite struct {
 	clock   *steadyClock
 	lock    *sql.DB // holds the lock that keeps other processes out
 	readers *sql.DB
+	// prints is the key of fingerprints: zero until EnsureSettings.
+	prints atomic.Pointer[counter.FingerprintKey]
 
 	mu     sync.Mutex // one commit at a time; SQLite has no more
 	writer *sqliteWriter
@@ -70,6 +73,7 @@ func OpenSQLite(ctx context.Context, path string, opts SQLiteOptions) (*SQLite, 
 		return nil, fmt.Errorf("open ledger: %w", err)
 	}
 	s := &SQLite{path: path, opts: opts, clock: &steadyClock{wall: opts.Clock}}
+	s.prints.Store(new(counter.FingerprintKey))
 	if s.lock, err = lockSQLite(ctx, path); err != nil {
 		return nil, err
 	}
@@ -184,7 +188,7 @@ func (s *SQLite) Migrate(ctx context.Context) error {
 func (s *SQLite) EnsureSettings(ctx context.Context, want Settings) error {
 	var mismatch error
 	err := s.update(ctx, "read settings", func(ctx context.Context, w *sqliteWriter) error {
-		for _, row := range want.rows() {
+		for _, row := range want.record() {
 			if _, err := w.conn.ExecContext(ctx, `INSERT INTO settings (name, value) VALUES (?, ?) ON CONFLICT DO NOTHING`, row.name, row.value); err != nil {
 				return err
 			}
@@ -198,7 +202,10 @@ func (s *SQLite) EnsureSettings(ctx context.Context, want Settings) error {
 		if err := forEachRow(rows, []any{&name, &value}, func() { recorded[name] = value }); err != nil {
 			return err
 		}
-		mismatch = want.check(recorded)
+		var key *counter.FingerprintKey
+		if key, mismatch = want.use(recorded); mismatch == nil {
+			s.prints.Store(key)
+		}
 		return mismatch
 	})
 	if mismatch != nil {

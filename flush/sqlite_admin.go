@@ -42,7 +42,7 @@ func (s *SQLite) Repeated(ctx context.Context, c counter.Change) (bool, error) {
 	if err != nil && !errors.Is(err, sql.ErrNoRows) {
 		return false, sqliteError("look up request id", err)
 	}
-	return judge(&c, s.clock.now(), s.opts.DedupeWindow, known, uint64(fingerprint))
+	return judge(&c, s.clock.now(), s.opts.DedupeWindow, known, uint64(fingerprint), s.prints.Load())
 }
 
 // SetLikes is that of Postgres.

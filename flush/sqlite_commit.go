@@ -47,7 +47,7 @@ var errKnownID = errors.New("a request id is known")
 // Commit implements DirectLedger. A change that would carry a bucket of history over the edge of int64 is
 // refused with counter.ErrOverflow too.
 func (s *SQLite) Commit(ctx context.Context, changes []counter.Change) ([]Verdict, time.Time, error) {
-	g := newGroup(changes, s.opts.DedupeWindow)
+	g := newGroup(changes, s.opts.DedupeWindow, s.prints.Load())
 	var d decision
 	err := s.update(ctx, "commit", func(ctx context.Context, w *sqliteWriter) error {
 		// Ids are nearly always new, which to insert them finds out too. They are looked for after it did not hold,

@@ -402,12 +402,13 @@ func TestGateOncePer(t *testing.T) {
 	if longer.OncePer != 24*time.Hour || none.OncePer != 0 {
 		t.Errorf("after the policy changed: once per %v and %v", longer.OncePer, none.OncePer)
 	}
+	var key counter.FingerprintKey
 	for _, again := range []counter.Change{longer, none, bound} {
-		if again.Fingerprint() != implied.Fingerprint() {
+		if again.Fingerprint(&key) != implied.Fingerprint(&key) {
 			t.Errorf("a retry under another policy is another change: %+v", again)
 		}
 	}
-	if stated.Fingerprint() == implied.Fingerprint() {
+	if stated.Fingerprint(&key) == implied.Fingerprint(&key) {
 		t.Error("another once_per is the same change")
 	}
 }

@@ -13,7 +13,7 @@ import (
 // applyLike sets a like (rule 10). What it was is loaded first, for the script knows only lately changed pairs, which
 // goes before what was loaded. Of a pair that this server has set lately the script is asked first.
 func (s *Store) applyLike(ctx context.Context, c *counter.Change) (counter.Receipt, error) {
-	fingerprint := fingerprintOf(c)
+	fingerprint := fingerprintOf(c, &s.cfg.FingerprintKey)
 	at := -1 // the shard that the script was asked on
 	for range maxRounds {
 		j := newLikeJob(c, s.router.single(c, c.Entries, fingerprint))

@@ -16,7 +16,7 @@ var errNotCached = errors.New("the base of the key is not cached")
 // the id. The home of the key comes last, so that the id's claim there says that all is done; it refuses whoever does not
 // know that the key is spread.
 func (s *Store) applyReset(ctx context.Context, c *counter.Change) (counter.Receipt, error) {
-	fingerprint, key := fingerprintOf(c), c.Entries[0].Key
+	fingerprint, key := fingerprintOf(c, &s.cfg.FingerprintKey), c.Entries[0].Key
 	home := Home(key, s.cfg.Shards)
 	settled := make([]bool, s.cfg.Shards)
 	var total tally
@@ -99,7 +99,7 @@ func (s *Store) Repeated(ctx context.Context, c counter.Change) (bool, error) {
 			}
 		}
 	}
-	fingerprint := fingerprintOf(&c)
+	fingerprint := fingerprintOf(&c, &s.cfg.FingerprintKey)
 	for shard, id := range places {
 		claims, err := tryRead(ctx, s.metrics, "claimed", func(ctx context.Context) ([]ClaimValue, error) {
 			return s.scripts.Claimed(ctx, shard, []counter.RequestID{id}, now)

@@ -206,9 +206,9 @@ func (c *claim) repeated(kept string, like counter.LikeAction) (changed, same bo
 }
 
 // fingerprintOf is what is kept with a request id, to notice its reuse.
-func fingerprintOf(c *counter.Change) string {
+func fingerprintOf(c *counter.Change, key *counter.FingerprintKey) string {
 	if c.RequestID.IsZero() {
 		return ""
 	}
-	return string(binary.LittleEndian.AppendUint64(nil, c.Fingerprint()))
+	return string(binary.LittleEndian.AppendUint64(nil, c.Fingerprint(key)))
 }

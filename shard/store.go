@@ -27,6 +27,8 @@ type Config struct {
 	// HotThresholdOf, if not nil, tells the threshold of a key that has one of its own. It is asked for each key of a
 	// batch, by one goroutine for each lane.
 	HotThresholdOf func(key string) (threshold int, own bool)
+	// FingerprintKey is that of the deployment.
+	FingerprintKey counter.FingerprintKey
 	// Redeem redeems the tickets of changes together, and returns soon after ctx is done. Nil if no change has one.
 	Redeem  func(ctx context.Context, tickets []counter.Ticket)
 	Metrics *Metrics
@@ -120,7 +122,7 @@ func (s *Store) Apply(ctx context.Context, c counter.Change) (counter.Receipt, e
 	if c.Reset {
 		return s.applyReset(ctx, &c)
 	}
-	fingerprint := fingerprintOf(&c)
+	fingerprint := fingerprintOf(&c, &s.cfg.FingerprintKey)
 	entries := c.Entries
 	var total tally
 	for round := 0; len(entries) > 0; round++ {

@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"time"
 
-	"github.com/cespare/xxhash/v2"
 	"github.com/google/uuid"
 )
 
@@ -67,16 +66,20 @@ func (id RequestID) CheckAge(now int64, dedupe time.Duration) error {
 	}
 }
 
+// FingerprintKey is the key of a deployment's fingerprints. It is drawn at random and stays the same, since fingerprints are kept
+// with request ids. Callers must not get to know it.
+type FingerprintKey [16]byte
+
 // Fingerprint identifies what a change does, whatever the order of its entries: two changes with one
-// request id and different fingerprints are a reuse of that id. It is not meant to resist an attacker, who
-// could only fool himself.
-func (c Change) Fingerprint() uint64 {
+// request id and different fingerprints are a reuse of that id. Without the key nobody can make a change that has the
+// fingerprint of another one, which would then be taken for its repetition and not be counted.
+func (c *Change) Fingerprint(key *FingerprintKey) uint64 {
 	var buf [512]byte // more than an entry, or all the rest, can take
 	// A sum does not depend on the order. Keys are distinct, so no two entries cancel each other out.
 	var entries uint64
 	for _, e := range c.Entries {
 		b := append(buf[:0], e.Key...)
-		entries += xxhash.Sum64(binary.LittleEndian.AppendUint64(b, uint64(e.Delta)))
+		entries += sipHash(key, binary.LittleEndian.AppendUint64(b, uint64(e.Delta)))
 	}
 	b := binary.LittleEndian.AppendUint64(buf[:0], entries)
 	b = binary.AppendUvarint(b, uint64(len(c.Entries)))
@@ -92,5 +95,5 @@ func (c Change) Fingerprint() uint64 {
 	if c.Reset {
 		b = append(b, 0xff, 0xff)
 	}
-	return xxhash.Sum64(b)
+	return sipHash(key, b)
 }

@@ -28,7 +28,7 @@ type modelID struct {
 
 func (m *model) apply(c counter.Change) flush.Verdict {
 	if kept, known := m.ids[c.RequestID]; known {
-		if kept.fingerprint != c.Fingerprint() {
+		if kept.fingerprint != c.Fingerprint(&counter.FingerprintKey{}) {
 			return flush.Verdict{Err: counter.ErrRequestIDReused}
 		}
 		return flush.Verdict{Outcome: counter.Duplicate, Changed: kept.changed}
@@ -45,7 +45,7 @@ func (m *model) apply(c counter.Change) flush.Verdict {
 		v.Changed = m.set(c.Pair(), c.Like == counter.SetLiked)
 	}
 	if !c.RequestID.IsZero() {
-		m.ids[c.RequestID] = modelID{c.Fingerprint(), v.Changed}
+		m.ids[c.RequestID] = modelID{c.Fingerprint(&counter.FingerprintKey{}), v.Changed}
 	}
 	for _, e := range c.Entries {
 		m.totals[e.Key] += e.Delta

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -25,7 +26,9 @@ import (
 	plusonev1 "github.com/plusone-dev/plusone/api/plusone/v1"
 	"github.com/plusone-dev/plusone/internal/auth"
 	"github.com/plusone-dev/plusone/internal/certtest"
+	"github.com/plusone-dev/plusone/internal/pgtest"
 	"github.com/plusone-dev/plusone/internal/plusonetest"
+	"github.com/plusone-dev/plusone/internal/redistest"
 	"github.com/plusone-dev/plusone/internal/testproc"
 )
 
@@ -54,7 +57,8 @@ type site struct {
 	server    certtest.Files
 	callers   string // the text of the file of callers
 	key       *ecdsa.PrivateKey
-	secret    []byte // of HS256
+	secret    []byte   // of HS256
+	store     []string // flags that say where counts are kept
 	*plusonetest.Instance
 }
 
@@ -66,6 +70,7 @@ func newSite(t *testing.T) *site {
 	s.key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	must(t, err)
 	s.secret = []byte(rand.Text() + rand.Text())
+	s.store = []string{"--data=" + s.path("plusone.db")}
 	return s
 }
 
@@ -97,11 +102,23 @@ func (s *site) start(args ...string) {
 	s.write("callers.yaml", []byte(s.callers))
 	s.write("jwks.json", jwksOf(s.t, s.key))
 	s.write("hs256", s.secret)
-	s.Instance = plusonetest.Start(s.t, binary, append([]string{
-		"--data=" + s.path("plusone.db"), "--tls-cert=" + s.server.Certificate, "--tls-key=" + s.server.Key,
+	s.Instance = plusonetest.Start(s.t, binary, slices.Concat(s.store, []string{
+		"--tls-cert=" + s.server.Certificate, "--tls-key=" + s.server.Key,
 		"--tokens-file=" + s.path("callers.yaml"), "--jwt-jwks=" + s.path("jwks.json"), "--jwt-hs256-file=" + s.path("hs256"),
 		"--jwt-issuer=" + issuer, "--jwt-audience=" + audience, "--log-level=debug",
-	}, args...)...)
+	}, args)...)
+}
+
+// modes are where a deployment may keep counts, for newSite(t).store.
+var modes = map[string]func(t *testing.T, s *site){
+	"embedded": func(*testing.T, *site) {},
+	"direct":   func(t *testing.T, s *site) { s.store = []string{"--postgres-url=" + pgtest.NewDatabase(t)} },
+	"sharded": func(t *testing.T, s *site) {
+		s.store = []string{
+			"--postgres-url=" + pgtest.NewDatabase(t), "--redis-url=" + redistest.Start(t, redistest.AppendFsyncAlways()).URL(),
+			"--shards=4", "--window=200ms", "--flush-interval=50ms",
+		}
+	},
 }
 
 // tls is how a client of the site greets.

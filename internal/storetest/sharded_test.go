@@ -82,7 +82,8 @@ func (d *deployment) scripts(t *testing.T) *shard.Redis {
 
 func (d *deployment) store(t *testing.T) *shard.Store {
 	store := shard.New(d.scripts(t), d.ledger, shard.Config{
-		Shards: shards, Dedupe: dedupe, Cluster: d.cluster, BaseTTL: time.Hour, MissingTTL: time.Minute,
+		FingerprintKey: d.ledger.FingerprintKey(),
+		Shards:         shards, Dedupe: dedupe, Cluster: d.cluster, BaseTTL: time.Hour, MissingTTL: time.Minute,
 		HotThreshold: hotThreshold, Metrics: shard.NewMetrics(prometheus.NewRegistry()), Logger: quiet,
 	})
 	t.Cleanup(func() { _ = store.Close(context.WithoutCancel(t.Context())) })
