@@ -306,7 +306,7 @@ func TestStreamsAreChecked(t *testing.T) {
 	who := people["views"]
 	in := &fakeStream{ctx: identity.NewContext(context.Background(), who), key: "views/a"}
 	a := &access{authenticator: people, metrics: newMetrics()}
-	counted := countedStream{
+	counted := &countedStream{
 		ServerStream: in, method: &methodCalls{}, ctx: identity.NewContext(context.Background(), who),
 		check: func(req any) error { return a.check(who, req) },
 	}

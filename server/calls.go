@@ -153,22 +153,24 @@ func (c *calls) Collect(metrics chan<- prometheus.Metric) {
 	}
 }
 
-// countedStream counts the messages of a stream, and checks them if its caller may not do everything.
+// countedStream counts the messages of a stream, and checks them if its caller may not do everything. Its methods are for
+// one goroutine to receive, and one to send.
 type countedStream struct {
 	grpc.ServerStream
 	method *methodCalls
 	ctx    context.Context     // with its caller; nil is that of the stream
 	check  func(req any) error // nil lets all messages pass
+	first  *arrivals           // for the first message, which must arrive in time; nil afterwards
 }
 
-func (s countedStream) Context() context.Context {
+func (s *countedStream) Context() context.Context {
 	if s.ctx != nil {
 		return s.ctx
 	}
 	return s.ServerStream.Context()
 }
 
-func (s countedStream) SendMsg(m any) error {
+func (s *countedStream) SendMsg(m any) error {
 	err := s.ServerStream.SendMsg(m)
 	if err == nil {
 		s.method.sent.Add(1)
@@ -176,8 +178,15 @@ func (s countedStream) SendMsg(m any) error {
 	return err
 }
 
-func (s countedStream) RecvMsg(m any) error {
-	err := s.ServerStream.RecvMsg(m)
+func (s *countedStream) RecvMsg(m any) error {
+	first := s.first
+	s.first = nil
+	var err error
+	if first != nil {
+		err = first.await(s.ServerStream.Context(), func() error { return s.ServerStream.RecvMsg(m) })
+	} else {
+		err = s.ServerStream.RecvMsg(m)
+	}
 	if err != nil {
 		return err
 	}

@@ -25,7 +25,10 @@ type interceptor struct {
 	access    *access // nil lets everyone do everything
 	admission *admission
 	audit     AuditLog // nil writes nothing down
+	arrivals  *arrivals
 	log       *callLog
+	// streams are those that are open.
+	streams atomic.Int64
 	// ending ends streams when it is closed: health watches and reflection last for as long as their clients like, and
 	// would hold up a stop. A handler ends when its stream has.
 	ending <-chan struct{}
@@ -39,7 +42,7 @@ func newInterceptor(m *metrics, who *access, in *admission, audit AuditLog, log 
 		return &rpcError{status: statusInternal, cause: fmt.Errorf("panic: %v\n%s", p, debug.Stack())}
 	})
 	return &interceptor{
-		calls: m.calls, access: who, admission: in, audit: audit, log: log, ending: ending,
+		calls: m.calls, access: who, admission: in, arrivals: newArrivals(m), audit: audit, log: log, ending: ending,
 		recoverUnary: recovery.UnaryServerInterceptor(fromPanic), recoverStream: recovery.StreamServerInterceptor(fromPanic),
 	}
 }
@@ -51,13 +54,10 @@ func (i *interceptor) options() []grpc.ServerOption {
 
 // registrar returns what registers services, so that each call meets the interceptor.
 func (i *interceptor) registrar(s *grpc.Server) grpc.ServiceRegistrar {
-	if i.access == nil {
-		return s
-	}
 	return &guardedRegistrar{s, i}
 }
 
-// guardedRegistrar registers services whose callers are told by their headers. The interceptor of a call without a stream
+// guardedRegistrar registers services whose callers are told by their headers, and may not take for ever to send a request. The interceptor of a call without a stream
 // comes when its request has been read and decoded, which is too much to do for strangers. (An InTapHandle would come
 // first too, but leaves a timer behind for each call that it refuses, for as long as the stranger says.)
 type guardedRegistrar struct {
@@ -73,11 +73,15 @@ func (r *guardedRegistrar) RegisterService(desc *grpc.ServiceDesc, service any) 
 		name := "/" + desc.ServiceName + "/" + m.MethodName
 		guarded.Methods[n].Handler = func(srv any, ctx context.Context, decode func(any) error, next grpc.UnaryServerInterceptor,
 		) (any, error) {
-			ctx, err := r.interceptor.greet(ctx, name)
-			if err != nil {
-				return nil, err
+			if r.interceptor.access != nil {
+				var err error
+				if ctx, err = r.interceptor.greet(ctx, name); err != nil {
+					return nil, err
+				}
 			}
-			return m.Handler(srv, ctx, decode, next)
+			return m.Handler(srv, ctx, func(req any) error {
+				return r.interceptor.arrivals.await(ctx, func() error { return decode(req) })
+			}, next)
 		}
 	}
 	r.Server.RegisterService(&guarded, service)
@@ -151,7 +155,14 @@ func (i *interceptor) stream(srv any, stream grpc.ServerStream, info *grpc.Strea
 	method := i.calls.methods[info.FullMethod]
 	method.started.Add(1)
 	began := time.Now()
-	counted := countedStream{ServerStream: stream, method: method}
+	defer i.streams.Add(-1)
+	if i.streams.Add(1) > maxOpenStreams {
+		i.admission.metrics.shed.WithLabelValues(limitStreams).Inc()
+		err := &rpcError{status: statusOverloaded}
+		method.end(err, time.Since(began))
+		return err
+	}
+	counted := &countedStream{ServerStream: stream, method: method, first: i.arrivals}
 	if i.access != nil {
 		ctx, who, err := i.access.admit(stream.Context(), method.rule)
 		if err != nil {

@@ -65,7 +65,7 @@ func newMetrics() *metrics {
 	for _, denied := range []string{deniedScope, deniedNamespace, deniedActor} {
 		m.refused.WithLabelValues(denied)
 	}
-	for _, limit := range []string{limitRequests, limitItems} {
+	for _, limit := range []string{limitRequests, limitItems, limitArrivals, limitStreams} {
 		m.shed.WithLabelValues(limit)
 	}
 	for _, field := range checkedFields {
@@ -108,6 +108,8 @@ var checkedFields = []string{
 const (
 	limitRequests = "requests"
 	limitItems    = "items"
+	limitArrivals = "arrivals"
+	limitStreams  = "streams"
 )
 
 // limitGauge is what part of a limit is in use.

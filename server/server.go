@@ -41,6 +41,15 @@ const (
 	// maxHeaderBytes is ample for a bearer token.
 	maxHeaderBytes = 64 << 10
 
+	// streamWindow is how much a client may send of a request, or after it, that nobody reads, and connWindow how much of all
+	// requests before it has been taken in. Being set, they do not grow, as gRPC else lets them up to 16 MB for each call. Whoever
+	// waits for a larger request opens the window as far as that needs.
+	streamWindow = 64 << 10
+	connWindow   = 1 << 20
+	// maxOpenStreams bounds the streams of all connections: health watches, of which a client has one for each connection,
+	// and reflection.
+	maxOpenStreams = 20_000
+
 	// greetingTimeout is how long the client of a new connection may take to greet. One that is there does so at
 	// once, and a stop waits for those that say nothing, beyond its own time if need be.
 	greetingTimeout = 5 * time.Second
@@ -56,6 +65,7 @@ type Server struct {
 	health *health.Server
 	cache  *countCache
 	log    *callLog
+	calls  *interceptor
 
 	admission *admission
 	admin     *adminService // nil if it is not served
@@ -64,6 +74,7 @@ type Server struct {
 	started  atomic.Bool
 	stopping atomic.Bool
 	ending   chan struct{} // closed when a stop ends streams
+	ended    chan struct{} // closed when all calls have ended
 
 	shutdown    sync.Once
 	shutdownErr error
@@ -92,7 +103,7 @@ func New(store Store, reports Reports, config Config) (*Server, error) {
 		return nil, fmt.Errorf("register metrics: %w", err)
 	}
 
-	s := &Server{health: health.NewServer(), cache: cache, log: log, admission: in, ending: make(chan struct{})}
+	s := &Server{health: health.NewServer(), cache: cache, log: log, admission: in, ending: make(chan struct{}), ended: make(chan struct{})}
 	s.serveMethods(store, reports, config, m, gate, deadlines)
 	s.SetNotServing()
 
@@ -115,8 +126,8 @@ func (s *Server) serveMethods(store Store, reports Reports, config Config, m *me
 	if config.Authenticator != nil {
 		who = &access{authenticator: config.Authenticator, metrics: m}
 	}
-	calls := newInterceptor(m, who, s.admission, config.Audit, s.log, s.ending)
-	options := append(calls.options(), Limits()...)
+	s.calls = newInterceptor(m, who, s.admission, config.Audit, s.log, s.ending)
+	options := append(s.calls.options(), Limits()...)
 	if config.TLS != nil {
 		options = append(options, grpc.Creds(credentials.NewTLS(config.TLS)))
 	}
@@ -124,7 +135,8 @@ func (s *Server) serveMethods(store Store, reports Reports, config Config, m *me
 		options = append(options, grpc.StatsHandler(config.Tracing))
 	}
 	s.grpc = grpc.NewServer(options...)
-	registrar := calls.registrar(s.grpc)
+	registrar := s.calls.registrar(s.grpc)
+	go s.calls.arrivals.watch(s.ended)
 	plusonev1.RegisterCounterServiceServer(registrar, &counterService{
 		store: store, cache: s.cache, config: config, metrics: m, gate: gate, deadlines: deadlines,
 	})
@@ -150,6 +162,8 @@ func Limits() []grpc.ServerOption {
 		grpc.MaxRecvMsgSize(maxMessageBytes),
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.MaxHeaderListSize(maxHeaderBytes),
+		grpc.InitialWindowSize(streamWindow),
+		grpc.InitialConnWindowSize(connWindow),
 		grpc.ConnectionTimeout(greetingTimeout),
 		// Clients behind proxies that drop idle connections ping, but not more often than this.
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
@@ -237,6 +251,7 @@ func (s *Server) stop(ctx context.Context) error {
 		close(drained)
 	}()
 	grpcErr := s.drain(ctx, drained)
+	close(s.ended)
 	cacheErr := s.cache.close(ctx)
 	// HTTP goes last: /healthz tells load balancers all along that the server goes away.
 	httpErr := s.http.Shutdown(ctx)
