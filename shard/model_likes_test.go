@@ -26,6 +26,8 @@ import (
 // equal the ledger after the drain.
 type likes struct {
 	liked map[counter.Pair]bool
+	// ever has the pairs that were ever set, and whether that changed any: an unlike of what was never liked may be forgotten.
+	ever map[counter.Pair]bool
 	// since has the moments that were read since the pairs were last changed.
 	since map[counter.Pair]time.Time
 	// spoilt are keys whose pending count rests on a provisional answer.
@@ -50,7 +52,7 @@ type likeCall struct {
 
 func newLikes(rnd *rand.Rand) likes {
 	return likes{
-		liked: map[counter.Pair]bool{}, since: map[counter.Pair]time.Time{}, spoilt: map[string]bool{}, silences: rnd.IntN(3) == 0,
+		liked: map[counter.Pair]bool{}, ever: map[counter.Pair]bool{}, since: map[counter.Pair]time.Time{}, spoilt: map[string]bool{}, silences: rnd.IntN(3) == 0,
 	}
 }
 
@@ -132,7 +134,7 @@ func (w *world) answered(a likeAnswer) {
 	case !a.doubt && !a.Provisional && a.Changed != changes:
 		w.failf("L: the like of %v is %t and was set to %t: changed is %t", pair, w.likes.liked[pair], wanted, a.Changed)
 	}
-	w.likes.liked[pair] = wanted
+	w.likes.liked[pair], w.likes.ever[pair] = wanted, w.likes.ever[pair] || changes
 	if a.Provisional {
 		w.likes.spoilt[pair.Key] = true
 	}
@@ -222,10 +224,12 @@ func (w *world) look() {
 	seen := w.seeLikes(key, w.anyActor())
 	got := server.Counts(w.t.Context(), []string{key})[0]
 	want, _ := seen.bounds()
-	rest := got.Value - got.Likes
-	if got.Err == nil && !seen.spoilt && (got.Likes != want || rest < w.acked[key] || rest > w.issued[key]) {
-		w.failf("L: %s is %d with %d likes; %d to %d was added, and it has %d likes",
-			key, got.Value, got.Likes, w.acked[key], w.issued[key], want)
+	rest, may := got.Value-got.Likes, bounds{w.acked[key], w.issued[key]}
+	if key == resetKey {
+		may = w.resets.bounds
+	}
+	if got.Err == nil && !seen.spoilt && (got.Likes != want || rest < may.low || rest > may.high) {
+		w.failf("L: %s is %d with %d likes; %d to %d was added, and it has %d likes", key, got.Value, got.Likes, may.low, may.high, want)
 	}
 	seen.states, seen.err = server.Likes(w.t.Context(), seen.who, modelKeys)
 	w.judgeStates(&seen)

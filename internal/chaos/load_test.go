@@ -46,6 +46,8 @@ type load struct {
 	calls   atomic.Int64 // answered well
 	// noID makes changes without a request id.
 	noID *noIDLoad
+	// slots are counters that nobody administrates now.
+	slots chan *adminSlot
 	// patient is set while no caller may give up.
 	patient atomic.Bool
 	stopped chan struct{}
@@ -61,7 +63,7 @@ func isSigned(key uint32) bool      { return key >= keyCount-signedKeys }
 func randomKey(r *rand.Rand) uint32 { return r.Uint32N(keyCount) }
 
 func keyNames() []string {
-	names := make([]string, keyCount+noIDKeys)
+	names := make([]string, keyCount+noIDKeys+adminKeys)
 	for i := range names {
 		names[i] = keyName(uint32(i))
 	}
@@ -69,7 +71,7 @@ func keyNames() []string {
 }
 
 func (d *deployment) startLoad() {
-	l := &load{d: d, keys: keyNames(), stopped: make(chan struct{})}
+	l := &load{d: d, keys: keyNames(), stopped: make(chan struct{}), slots: adminSlots()}
 	d.load = l
 	for range 4 {
 		l.clients = append(l.clients, d.dial(client.WithTimeout(callTimeout), client.WithAttemptTimeout(attemptTimeout)))
@@ -200,8 +202,10 @@ func (c *caller) run() {
 			c.readOwn()
 		case n < 96:
 			c.readLikes()
-		case n < 99:
+		case n < 98:
 			c.repeat()
+		case n < 99:
+			c.administrate()
 		default:
 			c.forbidden()
 		}
