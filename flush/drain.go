@@ -153,7 +153,7 @@ func (d *drain) gather(ctx context.Context) (windows []*scannedWindow, merged Wi
 func (d *drain) scan(ctx context.Context, sealed shard.SealedWindow) (*scannedWindow, error) {
 	window := &scannedWindow{sealed, shard.WindowPart{
 		Deltas: map[string]int64{}, LikeDeltas: map[string]int64{},
-		Likes: map[counter.Pair]shard.PendingLike{}, Markers: map[string]int64{},
+		Likes: map[counter.Pair]shard.PendingLike{}, Markers: map[string]shard.Marker{},
 	}}
 	s := d.worker.steps(ctx)
 	s.do("scan", func(ctx context.Context) error {

@@ -74,7 +74,7 @@ type WindowLedger interface {
 	// the window was applied.
 	Apply(ctx context.Context, w Window) (Applied, error)
 	// Markers returns the spread markers of the keys whose home is the shard.
-	Markers(ctx context.Context, shard int) (map[string]int64, error)
+	Markers(ctx context.Context, shard int) (map[string]shard.Marker, error)
 }
 
 // Window is the content of a sealed window, or of several that follow each other.

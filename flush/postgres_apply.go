@@ -85,7 +85,7 @@ func (p *Postgres) applyWindow(ctx context.Context, w Window, clip bool) (Applie
 	for keys := range slices.Chunk(slices.Sorted(maps.Keys(w.Markers)), rowsPerStatement) {
 		markers := make([]int64, len(keys))
 		for i, key := range keys {
-			markers[i] = w.Markers[key]
+			markers[i] = int64(w.Markers[key])
 		}
 		batch.Queue(addMarkersSQL, keys, markers, w.Shard)
 	}

@@ -152,14 +152,14 @@ func errNoShard(shard int) error {
 }
 
 // Markers implements WindowLedger.
-func (p *Postgres) Markers(ctx context.Context, shard int) (map[string]int64, error) {
-	rows, err := p.pool.Query(ctx, `SELECT key, spread FROM counters WHERE shard = $1 AND spread <> 0`, shard)
+func (p *Postgres) Markers(ctx context.Context, n int) (map[string]shard.Marker, error) {
+	rows, err := p.pool.Query(ctx, `SELECT key, spread FROM counters WHERE shard = $1 AND spread <> 0`, n)
 	if err != nil {
 		return nil, postgresError("read markers", err)
 	}
-	markers := make(map[string]int64)
+	markers := make(map[string]shard.Marker)
 	var key string
-	var marker int64
+	var marker shard.Marker
 	if _, err := pgx.ForEachRow(rows, []any{&key, &marker}, func() error { markers[key] = marker; return nil }); err != nil {
 		return nil, postgresError("read markers", err)
 	}

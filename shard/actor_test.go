@@ -129,7 +129,7 @@ func (s *steppedScripts) Seal(ctx context.Context, n int, watermark shard.Sealed
 	return step(s.a, func() (shard.SealReply, error) { return s.Scripts.Seal(ctx, n, watermark, fresh) })
 }
 
-func (s *steppedScripts) RestoreMarkers(ctx context.Context, n int, markers map[string]int64) error {
+func (s *steppedScripts) RestoreMarkers(ctx context.Context, n int, markers map[string]shard.Marker) error {
 	return stepError(s.a, func() error { return s.Scripts.RestoreMarkers(ctx, n, markers) })
 }
 

@@ -60,7 +60,7 @@ func someBatch() *batch {
 	once.period = 60_000
 	b := newBatch(4)
 	b.add(&job{parts: []part{{
-		shard: 2, entries: []counter.Entry{{Key: "k", Delta: 1}, {Key: "l", Delta: -1}}, markers: []int64{0, 17}, id: id(ClaimTimed, "id"), once: once,
+		shard: 2, entries: []counter.Entry{{Key: "k", Delta: 1}, {Key: "l", Delta: -1}}, markers: []Marker{0, 17}, id: id(ClaimTimed, "id"), once: once,
 	}}})
 	like := &counter.Change{Entries: []counter.Entry{{Key: "k"}}, Actor: "a", Like: counter.SetLiked}
 	b.add(&job{change: *like, parts: []part{{shard: 2, id: id(ClaimOpaque, "any")}}})
@@ -197,7 +197,7 @@ func checkOtherAnswers(t *testing.T, redis *Redis, v respValue) {
 			}
 		}
 	}
-	if markers, err := redis.Spread(ctx, 3, []string{"k"}); err == nil && len(markers) != len(v.list) {
+	if markers, err := redis.Spread(ctx, 3, []string{"k"}, 0); err == nil && len(markers) != len(v.list) {
 		t.Errorf("%v was taken for markers %d", v, markers)
 	}
 	if reply, err := redis.Seal(ctx, 3, SealedWindow{ID: 5}, "g"); err == nil {

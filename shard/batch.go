@@ -19,7 +19,7 @@ type shardBatch struct {
 	inUse   bool
 	resets  bool // of a job that is alone
 	entries []counter.Entry
-	markers []int64
+	markers []Marker
 	changes []int // merged into each entry
 	index   map[string]int
 	likes   []LikeWrite
@@ -97,7 +97,7 @@ func (b *batch) fits(j *job) bool {
 	return true
 }
 
-func (p *part) marker(i int) int64 {
+func (p *part) marker(i int) Marker {
 	if p.markers == nil {
 		return 0
 	}

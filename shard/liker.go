@@ -66,9 +66,9 @@ func (s *Store) mayBeAtHome(c *counter.Change, p *part) bool {
 		return false
 	}
 	if made, timed := c.RequestID.Time(); timed {
-		return made <= p.spread+afterMarker
+		return made <= p.spread.Time()+afterMarker
 	}
-	return s.clock.milliseconds() <= p.spread+(s.cfg.Dedupe+2*counter.MaxEarly).Milliseconds()
+	return s.clock.milliseconds() <= p.spread.Time()+(s.cfg.Dedupe+2*counter.MaxEarly).Milliseconds()
 }
 
 // latelySet is a memory of pairs that this server has set, of which Redis is likely to know the state. It is a hint: a

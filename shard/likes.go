@@ -37,8 +37,8 @@ func (s *Store) Likes(ctx context.Context, actor string, keys []string) ([]count
 		positions[key] = len(reads)
 		r := likeRead{pair: counter.Pair{Key: key, Actor: actor}, home: Home(key, s.cfg.Shards)}
 		r.shard = r.home
-		if s.markers.get(key) != 0 {
-			r.shard = hash(actor, s.cfg.Shards)
+		if marker := s.markers.get(key); marker != 0 {
+			r.shard = marker.place(r.home, actor, s.cfg.Shards)
 		}
 		reads = append(reads, r)
 	}
@@ -124,7 +124,7 @@ func (g *pairGroups[T]) add(shard int, pair counter.Pair, asker T) {
 func (s *Store) takeOverLike(r *likeRead, shard int, value PairValue) {
 	if shard == r.home {
 		s.markers.learn(r.pair.Key, value.Marker)
-		if place := hash(r.pair.Actor, s.cfg.Shards); value.Marker != 0 && r.shard != place {
+		if place := value.Marker.place(r.home, r.pair.Actor, s.cfg.Shards); value.Marker != 0 && r.shard != place {
 			r.shard, r.done = place, false
 		}
 	}

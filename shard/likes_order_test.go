@@ -61,7 +61,7 @@ func (m *moved) set(action counter.LikeAction) {
 
 func (m *moved) spread() {
 	m.t.Helper()
-	if _, err := m.redis.Spread(m.t.Context(), m.home, []string{m.key}); err != nil {
+	if _, err := m.redis.Spread(m.t.Context(), m.home, []string{m.key}, 0); err != nil {
 		m.t.Fatal(err)
 	}
 }

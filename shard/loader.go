@@ -174,7 +174,7 @@ func (l *loader) load(ctx context.Context, loads []*baseLoad) error {
 type ledgerKey struct {
 	totals map[int]int64 // by shard
 	likes  map[int]int64 // by shard
-	marker int64
+	marker Marker
 }
 
 func indexRows(rows []LedgerRow, shards int) map[string]*ledgerKey {
@@ -186,7 +186,7 @@ func indexRows(rows []LedgerRow, shards int) map[string]*ledgerKey {
 			keys[row.Key] = k
 		}
 		k.totals[row.Shard], k.likes[row.Shard] = row.Total, row.Likes
-		k.marker = max(k.marker, row.Spread)
+		k.marker = max(k.marker, row.Spread) // which only the home's row has
 	}
 	for name, k := range keys {
 		if _, atHome := k.totals[Home(name, shards)]; k.marker == 0 && (len(k.totals) > 1 || !atHome) {

@@ -21,7 +21,7 @@ type markers struct {
 }
 
 type knownMarker struct {
-	marker    int64
+	marker    Marker
 	confirmed atomic.Int64 // since started
 }
 
@@ -32,7 +32,7 @@ func newMarkers() *markers {
 }
 
 // get returns the marker of a key, 0 if none is known or it was not confirmed lately.
-func (m *markers) get(key string) int64 {
+func (m *markers) get(key string) Marker {
 	known := *m.known.Load()
 	if len(known) == 0 {
 		return 0
@@ -45,7 +45,7 @@ func (m *markers) get(key string) int64 {
 }
 
 // learn takes over what a home shard said of a key, 0 meaning that it is not spread.
-func (m *markers) learn(key string, marker int64) {
+func (m *markers) learn(key string, marker Marker) {
 	known := *m.known.Load()
 	if marker == 0 && len(known) == 0 {
 		return

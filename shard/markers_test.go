@@ -68,7 +68,7 @@ func TestMarkersAreConfirmed(t *testing.T) {
 			}
 			return away, scriptsRun
 		}
-		_, err := redis.Spread(t.Context(), home, []string{key})
+		_, err := redis.Spread(t.Context(), home, []string{key}, 0)
 		must(t, err)
 		must(t, store.Counts(t.Context(), []string{key})[0].Err)
 		time.Sleep(10 * time.Minute)

@@ -215,16 +215,21 @@ func (r *Redis) Load(ctx context.Context, shard int, watermark int64, bases []Ba
 	args = append(args, strconv.FormatInt(watermark, 10))
 	for _, b := range bases {
 		args = append(args, b.Key, strconv.FormatInt(b.Total, 10), strconv.FormatInt(b.Likes, 10),
-			strconv.FormatInt(b.TTL.Milliseconds(), 10), strconv.FormatInt(b.Marker, 10))
+			strconv.FormatInt(b.TTL.Milliseconds(), 10), b.Marker.String())
 	}
 	n, err := r.run(ctx, r.load, shard, args).AsInt64()
 	return n == 1, err
 }
 
 // Spread implements Scripts.
-func (r *Redis) Spread(ctx context.Context, shard int, keys []string) ([]int64, error) {
-	args := append([]string{r.windowMS, strconv.Itoa(r.cfg.MaxSpread)}, keys...)
-	return r.run(ctx, r.spread, shard, args).AsIntSlice()
+func (r *Redis) Spread(ctx context.Context, shard int, keys []string, width int) ([]Marker, error) {
+	args := append([]string{r.windowMS, strconv.Itoa(r.cfg.MaxSpread), strconv.Itoa(width)}, keys...)
+	n, err := r.run(ctx, r.spread, shard, args).AsIntSlice()
+	markers := make([]Marker, len(n))
+	for i := range n {
+		markers[i] = Marker(n[i])
+	}
+	return markers, err
 }
 
 // Pending implements Scripts.
@@ -272,10 +277,10 @@ func (r *Redis) Seal(ctx context.Context, shard int, watermark SealedWindow, fre
 }
 
 // RestoreMarkers implements Scripts.
-func (r *Redis) RestoreMarkers(ctx context.Context, shard int, markers map[string]int64) error {
+func (r *Redis) RestoreMarkers(ctx context.Context, shard int, markers map[string]Marker) error {
 	args := make([]string, 0, 2*len(markers))
 	for key, marker := range markers {
-		args = append(args, key, strconv.FormatInt(marker, 10))
+		args = append(args, key, marker.String())
 	}
 	return r.run(ctx, r.restore, shard, args).Error()
 }

@@ -19,9 +19,9 @@ type part struct {
 	shard   int
 	entries []counter.Entry
 	// markers by position in entries; nil if none is declared.
-	markers []int64
+	markers []Marker
 	// spread is the marker by which a single entry was routed away from its home, 0 if it was not.
-	spread int64
+	spread Marker
 	id     claim
 	once   claim
 	// Of a like: its state, as far as the sender knows it, and once the part is settled whether that was changed.
@@ -60,14 +60,14 @@ type router struct {
 	shards  int
 	markers *markers
 	clock   *clock
-	turn    func() int // spreads changes that carry no claim
+	turn    func(width int) int // spreads changes that carry no claim
 }
 
 // route is where one entry goes.
 type route struct {
 	shard  int
 	home   int
-	marker int64 // of the key, if it is spread
+	marker Marker // of the key, if it is spread
 }
 
 // split routes entries of a change, more than one, and groups them into parts.
@@ -152,17 +152,17 @@ func (r *router) route(c *counter.Change, key string, period int64) route {
 	made, timed := c.RequestID.Time()
 	switch {
 	case c.Like != counter.NoLike:
-		to.shard = hash(c.Actor, r.shards)
+		to.shard = to.marker.place(to.home, c.Actor, r.shards)
 	case c.OncePer > 0:
-		if period > to.marker+afterMarker {
-			to.shard = hash(c.Actor, r.shards)
+		if period > to.marker.Time()+afterMarker {
+			to.shard = to.marker.place(to.home, c.Actor, r.shards)
 		}
 	case timed:
-		if made > to.marker+afterMarker {
-			to.shard = hash(c.RequestID.Bytes(), r.shards)
+		if made > to.marker.Time()+afterMarker {
+			to.shard = to.marker.place(to.home, c.RequestID.Bytes(), r.shards)
 		}
 	case c.RequestID.IsZero():
-		to.shard = (to.home + r.turn()) % r.shards
+		to.shard = (to.home + r.turn(to.marker.Width(r.shards))) % r.shards
 	}
 	return to
 }

@@ -139,7 +139,7 @@ func (w *likeRoutes) run() {
 const likesWaitIsOver = 4 * int64(modelWindow/time.Microsecond)
 
 func (w *likeRoutes) spread() {
-	if _, err := w.redis.Spread(w.t.Context(), shard.Home(routedKey, routeShards), []string{routedKey}); err != nil {
+	if _, err := w.redis.Spread(w.t.Context(), shard.Home(routedKey, routeShards), []string{routedKey}, []int{0, 2, 3}[w.rnd.IntN(3)]); err != nil {
 		w.t.Error(err)
 	}
 }
@@ -296,7 +296,8 @@ func TestLikesOfASpreadKeyLeaveHome(t *testing.T) {
 	scripts := &watchedScripts{Scripts: c.Scripts}
 	c.Scripts = scripts
 	home := shard.Home(routedKey, shards)
-	_, err := scripts.Spread(t.Context(), home, []string{routedKey})
+	const width = 3
+	_, err := scripts.Spread(t.Context(), home, []string{routedKey}, width)
 	must(t, err)
 	value(t, store, routedKey) // from which the store learns the marker
 	for i := range 20 {
@@ -306,7 +307,7 @@ func TestLikesOfASpreadKeyLeaveHome(t *testing.T) {
 			scripts.written = nil
 			r, err := store.Apply(t.Context(), change)
 			must(t, err)
-			place := shard.Home(change.Actor, shards)
+			place := (home + shard.Home(change.Actor, width)) % shards
 			if len(scripts.written) == 0 || slices.ContainsFunc(scripts.written, func(n int) bool { return n != place }) {
 				t.Errorf("like of %s was written to the shards %v, its place is %d", change.Actor, scripts.written, place)
 			}

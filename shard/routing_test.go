@@ -26,8 +26,8 @@ type routed struct {
 }
 
 // TestRoutingModel turns one key hot while calls of all kinds are tried on servers that know of it and on
-// servers that do not, answers are lost, and clocks of callers are off. Whatever the servers know, a call is
-// counted once: every retry meets its own claim (rule 9).
+// servers that do not, answers are lost, and clocks of callers are off. Over how many shards the key is to be spread
+// changes all the time. Whatever the servers know, a call is counted once: every retry meets its own claim (rule 9).
 func TestRoutingModel(t *testing.T) {
 	t.Parallel()
 	for range 3 * *modelRuns {
@@ -86,7 +86,8 @@ func routeOnce(t *testing.T, seed uint64) {
 			c := &routed{change: randomCall(rnd, key, n, time.UnixMicro(micros.Load())), made: micros.Load()}
 			calls, pending = append(calls, c), append(pending, c)
 		case x < 42:
-			if _, err := redis.Spread(t.Context(), shard.Home(key, shards), []string{key}); err != nil {
+			width := []int{0, 2, 3}[rnd.IntN(3)]
+			if _, err := redis.Spread(t.Context(), shard.Home(key, shards), []string{key}, width); err != nil {
 				t.Fatal(err)
 			}
 		case x < 45:

@@ -89,7 +89,7 @@ func TestRollbackIsHealed(t *testing.T) {
 				Shards: 1, Interval: time.Hour, Concurrency: 1, StepTimeout: time.Minute,
 				Registerer: metrics, Logger: slog.New(slog.NewTextHandler(log, nil)),
 			})
-			want, err := scripts.Spread(t.Context(), 0, []string{"hot"})
+			want, err := scripts.Spread(t.Context(), 0, []string{"hot"}, 0)
 			must(t, err)
 			redis.Advance(modelWindow)
 			must(t, worker.Round(t.Context(), 0))

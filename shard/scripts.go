@@ -28,8 +28,9 @@ type Scripts interface {
 	// Pending tells what a shard has pending. It only reads.
 	Pending(ctx context.Context, shard int) (PendingWindows, error)
 	// Spread sets the marker of keys whose home is the shard, unless they have one, and returns the
-	// markers in force, in the order of keys (rule 9).
-	Spread(ctx context.Context, shard int, keys []string) ([]int64, error)
+	// markers in force, in the order of keys (rule 9). Width is over how many shards they are spread, from 2 to one
+	// less than there are, or 0 for all.
+	Spread(ctx context.Context, shard int, keys []string, width int) ([]Marker, error)
 
 	// Seal starts a round of the flush (rules 2 and 6): it notices a rollback, given the ledger's
 	// watermark (the last window that was applied, zero if none was), and seals the windows that are old
@@ -38,7 +39,7 @@ type Scripts interface {
 	Seal(ctx context.Context, shard int, watermark SealedWindow, fresh string) (SealReply, error)
 	// RestoreMarkers puts back the markers that the ledger holds, where Redis has none. Ids made before
 	// it ran are not accepted from then on, since they may have been routed without the markers.
-	RestoreMarkers(ctx context.Context, shard int, markers map[string]int64) error
+	RestoreMarkers(ctx context.Context, shard int, markers map[string]Marker) error
 	// Scan reads a sealed window in chunks. Begin with cursor 0; the last chunk returns cursor 0. A field
 	// may be returned more than once.
 	Scan(ctx context.Context, shard int, window int64, cursor uint64) (next uint64, part WindowPart, err error)
@@ -97,5 +98,5 @@ type LedgerRow struct {
 	// Total is increments and likes, Likes the part of it that comes from likes.
 	Total, Likes int64
 	// Spread is the key's spread marker, 0 if the row has none; only the home shard's row has one.
-	Spread int64
+	Spread Marker
 }

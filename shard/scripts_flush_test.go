@@ -38,7 +38,7 @@ func (f *fixture) discard(t testing.TB, n int, window int64, gen string) {
 	must(t, f.Discard(t.Context(), n, window, gen))
 }
 
-func (f *fixture) restoreMarkers(t testing.TB, n int, markers map[string]int64) {
+func (f *fixture) restoreMarkers(t testing.TB, n int, markers map[string]shard.Marker) {
 	t.Helper()
 	must(t, f.RestoreMarkers(t.Context(), n, markers))
 }
@@ -225,7 +225,7 @@ var flushCases = map[string]func(t *testing.T, f *fixture){
 		f.advance(t, 10)
 		f.seal(t, 0, epochMS+1, "g", sealReply{RestoreDue: true})
 		for range 2 {
-			f.restoreMarkers(t, 0, map[string]int64{"a": 5, "b": 6})
+			f.restoreMarkers(t, 0, map[string]shard.Marker{"a": 5, "b": 6})
 			f.reads(t, 0, "a", shard.KeyValue{Marker: epochMS})
 			f.reads(t, 0, "b", shard.KeyValue{Marker: 6})
 			f.seal(t, 0, epochMS+1, "g", sealReply{})
@@ -234,7 +234,7 @@ var flushCases = map[string]func(t *testing.T, f *fixture){
 			f.advance(t, 1)
 		}
 		// On a shard that had none, or has none.
-		f.restoreMarkers(t, 1, map[string]int64{"b": 6})
+		f.restoreMarkers(t, 1, map[string]shard.Marker{"b": 6})
 		f.reads(t, 1, "b", shard.KeyValue{Marker: 6})
 		f.restoreMarkers(t, 2, nil)
 		f.advance(t, 1)

@@ -10,7 +10,7 @@ import (
 )
 
 // marked says that the sender knows the marker of a like's key.
-func marked(l shard.LikeWrite, marker int64) shard.LikeWrite {
+func marked(l shard.LikeWrite, marker shard.Marker) shard.LikeWrite {
 	l.Marker = marker
 	return l
 }
@@ -115,9 +115,9 @@ var likeClaimCases = map[string]func(t *testing.T, f *fixture){
 
 	"like/markers": func(t *testing.T, f *fixture) {
 		f.spread(t, 0, []string{"a"}, epochMS)
-		parts := func(first, second, third int64) *shard.WriteBatch {
+		parts := func(first, second, third shard.Marker) *shard.WriteBatch {
 			p := liking(part(0, entry("x", 1), entry("a", 1)), marked(like("al", never), second), marked(like("bo", never), third))
-			p.Markers = []int64{0, first}
+			p.Markers = []shard.Marker{0, first}
 			return f.batch(part(1, entry("a", 1)), p)
 		}
 		moved := func(positions ...int) shard.WriteReply {

@@ -14,7 +14,7 @@ var readCases = map[string]func(t *testing.T, f *fixture){
 		f.advance(t, windowMS)
 		f.add(t, 0, entry("a", 10), entry("zero", -5))
 		f.add(t, 3, entry("a", 1000))
-		f.spread(t, 0, []string{"a"}, f.now)
+		f.spread(t, 0, []string{"a"}, shard.Marker(f.now))
 		got, err := f.Read(t.Context(), []shard.KeyGroup{
 			{Shard: 3, Keys: []string{"a", "b"}},
 			{Shard: 0, Keys: []string{"zero", "b", "a", "c"}},
@@ -24,7 +24,7 @@ var readCases = map[string]func(t *testing.T, f *fixture){
 		equal(t, "answers", got, []shard.ReadReply{
 			{Micros: micros, Values: []shard.KeyValue{{Value: 1000}, {}}},
 			{Micros: micros, Values: []shard.KeyValue{
-				{Value: -5, Cached: true}, {Value: 2}, {Value: 111, Cached: true, Marker: f.now}, {},
+				{Value: -5, Cached: true}, {Value: 2}, {Value: 111, Cached: true, Marker: shard.Marker(f.now)}, {},
 			}},
 		})
 	},
@@ -127,14 +127,42 @@ var readCases = map[string]func(t *testing.T, f *fixture){
 		f.reads(t, 0, "d", shard.KeyValue{})
 	},
 
+	"spread/width": func(t *testing.T, f *fixture) {
+		const widest = shard.MaxShards - 1
+		for key, width := range map[string]int{"few": 2, "most": widest} {
+			want := shard.NewMarker(epochMS, width)
+			markers, err := f.Spread(t.Context(), 0, []string{key}, width)
+			must(t, err)
+			equal(t, "markers", markers, []shard.Marker{want})
+			// It stays, whatever is asked for later.
+			f.spread(t, 0, []string{key}, want)
+			equal(t, "in the window", f.scan(t, 0, epochMS).Markers[key], want)
+			f.reads(t, 0, key, shard.KeyValue{Marker: want})
+			refused := shard.WriteReply{Moved: []shard.MovedEntry{{Marker: want}}}
+			f.refused(t, f.batch(part(0, entry(key, 1))), refused)
+			p, likeOf := part(0, entry(key, 1)), like("al", never)
+			likeOf.Key = key
+			p.Markers = []shard.Marker{epochMS}
+			f.refused(t, f.batch(p), refused)
+			f.refused(t, f.batch(liking(part(0), marked(likeOf, want-1))), refused)
+			p.Markers = []shard.Marker{want}
+			f.applied(t, f.batch(p))
+			f.answers(t, "1", f.batch(liking(part(0), marked(likeOf, want))))
+		}
+		f.restoreMarkers(t, 1, map[string]shard.Marker{"few": shard.NewMarker(epochMS, 3)})
+		f.reads(t, 1, "few", shard.KeyValue{Marker: shard.NewMarker(epochMS, 3)})
+		f.load(t, 2, 0, shard.Base{Key: "few", Marker: shard.NewMarker(epochMS, widest)})
+		f.reads(t, 2, "few", shard.KeyValue{Cached: true, Marker: shard.NewMarker(epochMS, widest)})
+	},
+
 	"spread/through the window": func(t *testing.T, f *fixture) {
 		f.spread(t, 0, []string{"a"}, epochMS)
 		f.advance(t, windowMS-1)
-		f.spread(t, 0, []string{"b", "a"}, f.now, epochMS)
+		f.spread(t, 0, []string{"b", "a"}, shard.Marker(f.now), epochMS)
 		f.advance(t, 1)
-		f.spread(t, 0, []string{"c"}, f.now)
-		equal(t, "first window", f.scan(t, 0, epochMS).Markers, map[string]int64{"a": epochMS, "b": epochMS + windowMS - 1})
-		equal(t, "second window", f.scan(t, 0, f.now).Markers, map[string]int64{"c": f.now})
+		f.spread(t, 0, []string{"c"}, shard.Marker(f.now))
+		equal(t, "first window", f.scan(t, 0, epochMS).Markers, map[string]shard.Marker{"a": epochMS, "b": epochMS + windowMS - 1})
+		equal(t, "second window", f.scan(t, 0, f.now).Markers, map[string]shard.Marker{"c": shard.Marker(f.now)})
 
 		// A window of markers alone is finished like any other.
 		f.seal(t, 0, 0, "g", sealReply{Windows: 2, Sealed: []int64{epochMS}})

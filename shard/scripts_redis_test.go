@@ -192,7 +192,7 @@ func TestFullRedis(t *testing.T) {
 			return len(reply.Sealed) == n+1
 		})
 	}
-	must(t, f.RestoreMarkers(ctx, 1, map[string]int64{"hot": 1}))
+	must(t, f.RestoreMarkers(ctx, 1, map[string]shard.Marker{"hot": 1}))
 	f.load(t, 0, 0, shard.Base{Key: "a", Total: 10})
 	command(t, client, "CONFIG", "SET", "maxmemory", "1")
 	eventually(t, "evicted the base", func() bool {
@@ -211,7 +211,7 @@ func TestFullRedis(t *testing.T) {
 			return err
 		},
 		"spread": func() error {
-			_, err := f.Spread(ctx, 0, []string{"a"})
+			_, err := f.Spread(ctx, 0, []string{"a"}, 0)
 			return err
 		},
 	} {
@@ -233,7 +233,7 @@ func TestFullRedis(t *testing.T) {
 	f.move(t, 0, windows[0], entry("a", 1), entry("b", 2))
 	f.end(t, 0, windows[0])
 	f.discard(t, 0, windows[1], "g2")
-	f.restoreMarkers(t, 0, map[string]int64{"hot": 1})
+	f.restoreMarkers(t, 0, map[string]shard.Marker{"hot": 1})
 	f.sweep(t, 0)
 	sealed, err = f.Seal(ctx, 1, shard.SealedWindow{ID: 7, Token: "gone"}, "g3") // a reset
 	must(t, err)

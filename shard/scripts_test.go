@@ -314,7 +314,7 @@ func (f *fixture) scan(t testing.TB, n int, window int64) shard.WindowPart {
 	t.Helper()
 	all := shard.WindowPart{
 		Deltas: map[string]int64{}, LikeDeltas: map[string]int64{},
-		Likes: map[counter.Pair]shard.PendingLike{}, Markers: map[string]int64{},
+		Likes: map[counter.Pair]shard.PendingLike{}, Markers: map[string]shard.Marker{},
 	}
 	for cursor := uint64(0); ; {
 		next, part, err := f.Scan(t.Context(), n, window, cursor)
@@ -351,9 +351,9 @@ func (f *fixture) move(t testing.TB, n int, window int64, entries ...counter.Ent
 	must(t, f.Move(t.Context(), n, window, moves))
 }
 
-func (f *fixture) spread(t testing.TB, n int, keys []string, want ...int64) {
+func (f *fixture) spread(t testing.TB, n int, keys []string, want ...shard.Marker) {
 	t.Helper()
-	markers, err := f.Spread(t.Context(), n, keys)
+	markers, err := f.Spread(t.Context(), n, keys, 0)
 	must(t, err)
 	equal(t, "markers", markers, want)
 }

@@ -112,14 +112,14 @@ var writeCases = map[string]func(t *testing.T, f *fixture){
 	"write/every reason at once": func(t *testing.T, f *fixture) {
 		f.add(t, 0, entry("big", math.MaxInt64))
 		f.applied(t, f.batch(claiming(part(1, entry("c", 1)), opaque("id", "v"))))
-		f.spread(t, 1, []string{"hot"}, f.now)
+		f.spread(t, 1, []string{"hot"}, shard.Marker(f.now))
 		f.refused(t, f.batch(
 			part(0, entry("small", 1), entry("big", 1)),
 			claiming(part(1, entry("cold", 1), entry("hot", 1)),
 				opaque("new", "w", "id", "w"), timed(epochMS-dedupeMS-60_000, "old", "v")),
 		), shard.WriteReply{
 			Known:       []shard.KnownClaim{{Shard: 1, Group: 0, Field: 1, Value: "v"}},
-			Moved:       []shard.MovedEntry{{EntryRef: shard.EntryRef{Shard: 1, Entry: 1}, Marker: f.now}},
+			Moved:       []shard.MovedEntry{{EntryRef: shard.EntryRef{Shard: 1, Entry: 1}, Marker: shard.Marker(f.now)}},
 			Aged:        []shard.AgedGroup{{Shard: 1, Group: 1}},
 			Overflowing: []shard.EntryRef{{Shard: 0, Entry: 1}},
 		})
@@ -129,16 +129,16 @@ var writeCases = map[string]func(t *testing.T, f *fixture){
 		ref := shard.EntryRef{Shard: 0, Entry: 1}
 		marked := part(0, entry("x", 1), entry("hot", 1))
 		// One that the sender knows and the shard does not.
-		marked.Markers = []int64{0, epochMS}
+		marked.Markers = []shard.Marker{0, epochMS}
 		f.refused(t, f.batch(marked), shard.WriteReply{Moved: []shard.MovedEntry{{EntryRef: ref}}})
 		// One that the shard knows and the sender does not, or not the same.
 		f.spread(t, 0, []string{"hot"}, epochMS)
-		for _, known := range [][]int64{nil, {0, 0}, {0, epochMS - 1}} {
+		for _, known := range [][]shard.Marker{nil, {0, 0}, {0, epochMS - 1}} {
 			marked.Markers = known
 			f.refused(t, f.batch(marked), shard.WriteReply{Moved: []shard.MovedEntry{{EntryRef: ref, Marker: epochMS}}})
 		}
 		f.pending(t, 0, "x", 0)
-		marked.Markers = []int64{0, epochMS}
+		marked.Markers = []shard.Marker{0, epochMS}
 		f.applied(t, f.batch(marked))
 		f.reads(t, 0, "hot", shard.KeyValue{Value: 1, Marker: epochMS})
 		// Another shard has no markers.
@@ -150,9 +150,9 @@ var writeCases = map[string]func(t *testing.T, f *fixture){
 		f.applied(t, f.batch(claiming(part(0, entry(key, 3)), opaque(field, value))))
 		f.refused(t, f.batch(claiming(part(0, entry(key, 3)), opaque(field, "other"))),
 			shard.WriteReply{Known: []shard.KnownClaim{{Value: value}}})
-		f.spread(t, 0, []string{key}, f.now)
+		f.spread(t, 0, []string{key}, shard.Marker(f.now))
 		f.holds(t, 0, epochMS, map[string]int64{key: 3})
-		equal(t, "markers", f.scan(t, 0, epochMS).Markers, map[string]int64{key: epochMS})
+		equal(t, "markers", f.scan(t, 0, epochMS).Markers, map[string]shard.Marker{key: epochMS})
 		f.load(t, 0, 0, shard.Base{Key: key, Total: 10})
 		f.reads(t, 0, key, shard.KeyValue{Value: 13, Cached: true, Marker: epochMS})
 	},

@@ -22,6 +22,7 @@ type spreader struct {
 	scripts Scripts
 	markers *markers
 	shards  int
+	widthOf func(key string) int
 	metrics *Metrics
 	log     *slog.Logger
 	queue   chan string
@@ -32,8 +33,8 @@ type spreader struct {
 func newSpreader(s *Store) *spreader {
 	ctx, cancel := context.WithCancel(context.Background())
 	p := &spreader{
-		scripts: s.scripts, markers: s.markers, shards: s.cfg.Shards, metrics: s.metrics, log: s.cfg.Logger,
-		queue: make(chan string, spreadQueue), stop: cancel,
+		scripts: s.scripts, markers: s.markers, shards: s.cfg.Shards, widthOf: s.cfg.WidthOf, metrics: s.metrics,
+		log: s.cfg.Logger, queue: make(chan string, spreadQueue), stop: cancel,
 	}
 	p.stopped.Go(func() { p.run(ctx) })
 	return p
@@ -67,15 +68,28 @@ func (p *spreader) run(ctx context.Context) {
 	}
 }
 
-// mark spreads a key. After a failure the key stays cold until it is found hot again.
+// width is over how many shards a key is to be spread, 0 for all. A deployment has no more than it has.
+func (p *spreader) width(key string) int {
+	if p.widthOf == nil {
+		return 0
+	}
+	if width := p.widthOf(key); width < p.shards {
+		return width
+	}
+	return 0
+}
+
+// mark spreads a key. After a failure the key stays cold until it is found hot again. One that is not to leave its home
+// is not marked: it is read and written as any other.
 func (p *spreader) mark(ctx context.Context, key string) {
-	if p.markers.get(key) != 0 {
+	width := p.width(key)
+	if width == 1 || p.markers.get(key) != 0 {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, writeAttempt)
 	defer cancel()
 	sent := time.Now()
-	marker, err := p.scripts.Spread(ctx, Home(key, p.shards), []string{key})
+	marker, err := p.scripts.Spread(ctx, Home(key, p.shards), []string{key}, width)
 	p.metrics.script(scriptSpread, sent, err)
 	switch {
 	case err != nil:

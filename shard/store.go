@@ -27,6 +27,9 @@ type Config struct {
 	// HotThresholdOf, if not nil, tells the threshold of a key that has one of its own. It is asked for each key of a
 	// batch, by one goroutine for each lane.
 	HotThresholdOf func(key string) (threshold int, own bool)
+	// WidthOf, if not nil, tells over how many shards a hot key is spread, from its home on; 0 is over all. One that is
+	// spread over a single shard stays at home. It is asked when the key is found hot.
+	WidthOf func(key string) int
 	// FingerprintKey is that of the deployment.
 	FingerprintKey counter.FingerprintKey
 	// Redeem redeems the tickets of changes together, and returns soon after ctx is done. Nil if no change has one.
@@ -93,10 +96,10 @@ func (s *Store) Close(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// turn spreads changes without claims over the shards, in runs that are long enough to be merged.
-func (s *Store) turn() int {
+// turn spreads changes without claims over width shards, in runs that are long enough to be merged.
+func (s *Store) turn(width int) int {
 	const run = 64
-	return int(s.turns.Add(1) / run % uint64(s.cfg.Shards))
+	return int(s.turns.Add(1) / run % uint64(width))
 }
 
 func (s *Store) lane(shard int) int {
@@ -234,7 +237,7 @@ func (s *Store) claimedAtHome(ctx context.Context, c *counter.Change, p *part) (
 		return false, nil
 	}
 	now := s.clock.milliseconds()
-	firstAway := counter.PeriodStart(p.spread+afterMarker, c.OncePer) + p.once.period
+	firstAway := counter.PeriodStart(p.spread.Time()+afterMarker, c.OncePer) + p.once.period
 	if now > firstAway+(s.cfg.Dedupe+2*counter.MaxEarly).Milliseconds() {
 		return false, nil
 	}

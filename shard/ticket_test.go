@@ -133,7 +133,7 @@ func TestTickets(t *testing.T) {
 		}
 
 		// A change that is routed again has redeemed its ticket.
-		_, err := redis.Spread(t.Context(), shard.Home("hot", shards), []string{"hot"})
+		_, err := redis.Spread(t.Context(), shard.Home("hot", shards), []string{"hot"}, 0)
 		must(t, err)
 		<-time.After(10 * time.Minute)
 		before := len(b.sizes())

@@ -80,7 +80,16 @@ var (
 	anyField = rapid.SampledFrom([]string{"f", "g", "h"})
 	anyValue = rapid.SampledFrom([]string{"v", "w"})
 	actors   = []string{"al", "bo"}
-	anyPair  = rapid.Custom(func(t *rapid.T) counter.Pair {
+
+	anyWidth  = rapid.SampledFrom([]int{0, 2, 3, shard.MaxShards - 1})
+	anyMarker = rapid.Custom(func(t *rapid.T) shard.Marker {
+		at := rapid.SampledFrom([]int64{0, 1, epochMS - 1, epochMS}).Draw(t, "at")
+		if at < epochMS-1 {
+			return shard.Marker(at)
+		}
+		return shard.NewMarker(at, anyWidth.Draw(t, "width"))
+	})
+	anyPair = rapid.Custom(func(t *rapid.T) counter.Pair {
 		return counter.Pair{Key: anyKey.Draw(t, "key"), Actor: rapid.SampledFrom(actors).Draw(t, "actor")}
 	})
 	anyDelta = rapid.OneOf(
@@ -154,7 +163,7 @@ func (m *twins) part(rt *rapid.T, n int) shard.ShardWrite {
 		p.Entries = append(p.Entries, entry(key, delta))
 		marker := replies[0].Values[i].Marker
 		if rapid.IntRange(0, 9).Draw(rt, "stale") == 0 {
-			marker = rapid.SampledFrom([]int64{0, 1, epochMS}).Draw(rt, "marker")
+			marker = anyMarker.Draw(rt, "marker")
 		}
 		p.Markers = append(p.Markers, marker)
 	}
@@ -196,7 +205,7 @@ func (m *twins) addLikes(rt *rapid.T, p *shard.ShardWrite) {
 		must(m.t, err)
 		like.Marker = values[0][0].Marker
 		if rapid.IntRange(0, 29).Draw(rt, "stale") == 0 {
-			like.Marker = rapid.SampledFrom([]int64{0, 1, epochMS}).Draw(rt, "marker")
+			like.Marker = anyMarker.Draw(rt, "marker")
 		}
 		like.Known.Source = shard.LikeSource(rapid.SampledFrom([]int{0, 1, 1, 1, 2}).Draw(rt, "source"))
 		if like.Known.Source == shard.LikeLoaded {
@@ -227,7 +236,10 @@ func (m *twins) load(rt *rapid.T) {
 	n := anyShard.Draw(rt, "shard")
 	var bases []shard.Base
 	for _, key := range rapid.SliceOfNDistinct(anyKey, 1, 4, rapid.ID).Draw(rt, "keys") {
-		marker := rapid.SampledFrom([]int64{0, 0, 0, 1, epochMS}).Draw(rt, "marker")
+		marker := shard.Marker(0)
+		if rapid.IntRange(0, 2).Draw(rt, "spread") == 0 {
+			marker = anyMarker.Draw(rt, "marker")
+		}
 		bases = append(bases, shard.Base{Key: key, Total: anyDelta.Draw(rt, "total"), Marker: marker, TTL: 1000 * hour})
 	}
 	watermark := m.window(rt, n)
@@ -236,7 +248,8 @@ func (m *twins) load(rt *rapid.T) {
 
 func (m *twins) spread(rt *rapid.T) {
 	n, keys := anyShard.Draw(rt, "shard"), rapid.SliceOfN(anyKey, 1, 2).Draw(rt, "keys")
-	both(m, rt, func(f *fixture) ([]int64, error) { return f.Spread(context.Background(), n, keys) })
+	width := anyWidth.Draw(rt, "width")
+	both(m, rt, func(f *fixture) ([]shard.Marker, error) { return f.Spread(context.Background(), n, keys, width) })
 }
 
 func (m *twins) claimed(rt *rapid.T) {
@@ -377,7 +390,7 @@ func (m *twins) discard(rt *rapid.T) {
 
 func (m *twins) restoreMarkers(rt *rapid.T) {
 	n := anyShard.Draw(rt, "shard")
-	markers := rapid.MapOfN(anyKey, rapid.Int64Range(1, epochMS), 0, 2).Draw(rt, "markers")
+	markers := rapid.MapOfN(anyKey, anyMarker.Filter(func(m shard.Marker) bool { return m != 0 }), 0, 2).Draw(rt, "markers")
 	do(m, rt, func(f *fixture) error { return f.RestoreMarkers(context.Background(), n, markers) })
 }
 

@@ -28,7 +28,7 @@ type ShardWrite struct {
 	Reset bool
 	// Markers are the spread markers that the sender knows of, by position in Entries, 0 for none. Only
 	// an entry on its home shard has one. If the script knows better it refuses and says so.
-	Markers []int64
+	Markers []Marker
 	Claims  []ClaimGroup
 	// Likes are set one after the other, after Entries were added.
 	Likes []LikeWrite
@@ -40,7 +40,7 @@ type LikeWrite struct {
 	counter.Pair
 	Liked bool
 	// Marker is the key's spread marker as the sender knows it, as in ShardWrite.Markers.
-	Marker int64
+	Marker Marker
 	// Known is what the sender knows of the like's state, for when Redis does not.
 	Known KnownLike
 	// Group and Field are the position of the like's request id in Claims; Group is -1 if it has none. What is kept
@@ -167,7 +167,7 @@ type KnownClaim struct {
 // MovedEntry is an entry and the marker that its key has, 0 for none.
 type MovedEntry struct {
 	EntryRef
-	Marker int64
+	Marker Marker
 }
 
 // AgedGroup names a claim group by its position in the batch.
@@ -197,7 +197,7 @@ type KeyValue struct {
 	// Cached is false if the base must be loaded.
 	Cached bool
 	// Marker is the key's spread marker, 0 for none; only the home shard knows it.
-	Marker int64
+	Marker Marker
 }
 
 // PairGroup is pairs to look up on one shard.
@@ -212,7 +212,7 @@ type PairValue struct {
 	Known bool
 	PendingLike
 	// Marker is the key's spread marker, 0 for none; only the home shard knows it.
-	Marker int64
+	Marker Marker
 }
 
 // Base is what the ledger holds of a key for one shard.
@@ -221,7 +221,7 @@ type Base struct {
 	// Total is increments and likes, Likes the part of it that comes from likes.
 	Total, Likes int64
 	// Marker is the key's spread marker in the ledger, 0 for none or if the shard is not its home.
-	Marker int64
+	Marker Marker
 	TTL    time.Duration
 }
 
@@ -254,7 +254,7 @@ type WindowPart struct {
 	// Likes are the last states that pairs were set to in the window.
 	Likes map[counter.Pair]PendingLike
 	// Markers are the spread markers set in the window.
-	Markers map[string]int64
+	Markers map[string]Marker
 }
 
 // PendingLike is the state that a pair was last set to in a window.

@@ -23,7 +23,7 @@ func fieldOf(p counter.Pair) string { return string(likeField) + p.Key + "\x00" 
 func parseWindow(elements []string) (WindowPart, error) {
 	part := WindowPart{
 		Deltas: make(map[string]int64, len(elements)/2), LikeDeltas: map[string]int64{},
-		Likes: map[counter.Pair]PendingLike{}, Markers: map[string]int64{},
+		Likes: map[counter.Pair]PendingLike{}, Markers: map[string]Marker{},
 	}
 	if len(elements)%2 != 0 {
 		return WindowPart{}, fmt.Errorf("window holds a name without a value: %w", errAnswer)
@@ -45,7 +45,7 @@ func parseWindow(elements []string) (WindowPart, error) {
 		}
 		switch {
 		case name != "" && name[0] == markerField:
-			part.Markers[name[1:]] = n
+			part.Markers[name[1:]] = Marker(n)
 		case name != "" && name[0] == likeSumField:
 			part.LikeDeltas[name[1:]] = n
 		default:

@@ -65,7 +65,7 @@ type writeEncoder struct {
 // markedKey is a key of likes whose senders know the same marker.
 type markedKey struct {
 	key    string
-	marker int64
+	marker Marker
 }
 
 func (w *writeEncoder) shard(s *ShardWrite) {
@@ -88,7 +88,7 @@ func (w *writeEncoder) shard(s *ShardWrite) {
 	}
 	for i, m := range s.Markers {
 		if m != 0 {
-			w.numbers, w.args = append(w.numbers, int64(i)+1), append(w.args, strconv.FormatInt(m, 10))
+			w.numbers, w.args = append(w.numbers, int64(i)+1), append(w.args, m.String())
 		}
 	}
 	w.claims = w.claims[:0]
@@ -122,7 +122,7 @@ func (w *writeEncoder) likes(likes []LikeWrite) int {
 		key := markedKey{likes[i].Key, likes[i].Marker}
 		if _, there := w.keys[key]; !there {
 			w.keys[key] = int64(len(w.keys)) + 1
-			w.args, markers = append(w.args, key.key), append(markers, strconv.FormatInt(key.marker, 10))
+			w.args, markers = append(w.args, key.key), append(markers, key.marker.String())
 		}
 	}
 	w.args = append(w.args, markers...)
@@ -208,7 +208,7 @@ func parseWriteReply(result rueidis.RedisResult, b *WriteBatch) (WriteReply, err
 		}),
 		eachRow(parts[3], 3, func(n []int64, last string) {
 			marker, _ := strconv.ParseInt(last, 10, 64) // written by spread.lua and load.lua
-			reply.Moved = append(reply.Moved, MovedEntry{EntryRef{int(n[0]), int(n[1])}, marker})
+			reply.Moved = append(reply.Moved, MovedEntry{EntryRef{int(n[0]), int(n[1])}, Marker(marker)})
 		}),
 		eachRow(parts[4], 3, func(n []int64, last string) {
 			lost, _ := strconv.ParseInt(last, 10, 64)
@@ -316,7 +316,7 @@ func parseReadReply(message rueidis.RedisMessage, keys int) (ReadReply, error) {
 	if markers, err := parts[2].ToArray(); err != nil {
 		return ReadReply{}, err
 	} else if len(markers) > 0 {
-		if err = eachNumber(parts[2], keys, func(i int, n int64) { reply.Values[i].Marker = n }); err != nil {
+		if err = eachNumber(parts[2], keys, func(i int, n int64) { reply.Values[i].Marker = Marker(n) }); err != nil {
 			return ReadReply{}, err
 		}
 	}
@@ -424,5 +424,5 @@ func parsePairs(message rueidis.RedisMessage, pairs int) ([]PairValue, error) {
 	if markers, err := parts[1].ToArray(); err != nil || len(markers) == 0 {
 		return values, err
 	}
-	return values, eachNumber(parts[1], pairs, func(i int, n int64) { values[i].Marker = n })
+	return values, eachNumber(parts[1], pairs, func(i int, n int64) { values[i].Marker = Marker(n) })
 }

@@ -54,7 +54,7 @@ func FuzzWindow(f *testing.F) {
 		part, err := parseWindow(fields)
 		want := WindowPart{
 			Deltas: map[string]int64{key: n}, LikeDeltas: map[string]int64{key: n},
-			Likes: map[counter.Pair]PendingLike{pair: state}, Markers: map[string]int64{key: n},
+			Likes: map[counter.Pair]PendingLike{pair: state}, Markers: map[string]Marker{key: Marker(n)},
 		}
 		if err != nil || !reflect.DeepEqual(part, want) {
 			t.Errorf("%q was read as %+v, %v", fields, part, err)
@@ -84,7 +84,7 @@ func checkWindow(t *testing.T, fields []string, part WindowPart) {
 		got["\x03"+key] = strconv.FormatInt(n, 10)
 	}
 	for key, n := range part.Markers {
-		got["\x01"+key] = strconv.FormatInt(n, 10)
+		got["\x01"+key] = n.String()
 	}
 	for pair, like := range part.Likes {
 		got["\x02"+pair.Key+"\x00"+pair.Actor] = formatLike(like)

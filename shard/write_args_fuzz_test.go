@@ -63,13 +63,13 @@ var (
 		var s ShardWrite
 		for range rapid.IntRange(0, 3).Draw(t, "entries") {
 			s.Entries = append(s.Entries, counter.Entry{Key: anyText.Draw(t, "key"), Delta: anyNumber.Draw(t, "delta")})
-			s.Markers = append(s.Markers, rapid.Int64Range(0, 2).Draw(t, "marker"))
+			s.Markers = append(s.Markers, Marker(rapid.Int64Range(0, 2).Draw(t, "marker")))
 		}
 		s.Claims = rapid.SliceOfN(anyClaimGroup, 0, 2).Draw(t, "claims")
 		for range rapid.IntRange(0, 3).Draw(t, "likes") {
 			l := LikeWrite{
 				Pair: counter.Pair{Key: anyText.Draw(t, "key"), Actor: anyText.Draw(t, "actor")}, Liked: rapid.Bool().Draw(t, "liked"),
-				Marker: rapid.Int64Range(0, math.MaxInt64).Draw(t, "marker"), Group: rapid.IntRange(-1, len(s.Claims)-1).Draw(t, "group"),
+				Marker: Marker(rapid.Int64Range(0, math.MaxInt64).Draw(t, "marker")), Group: rapid.IntRange(-1, len(s.Claims)-1).Draw(t, "group"),
 			}
 			if l.Group >= 0 {
 				l.Field = rapid.IntRange(0, len(s.Claims[l.Group].Fields)-1).Draw(t, "field")
@@ -88,7 +88,7 @@ var (
 // normal is a part without the difference between nil and empty.
 func normal(s ShardWrite) ShardWrite {
 	return ShardWrite{
-		Entries: append([]counter.Entry{}, s.Entries...), Markers: append([]int64{}, s.Markers...),
+		Entries: append([]counter.Entry{}, s.Entries...), Markers: append([]Marker{}, s.Markers...),
 		Claims: append([]ClaimGroup{}, s.Claims...), Likes: append([]LikeWrite{}, s.Likes...),
 	}
 }
@@ -135,7 +135,7 @@ func (r *argReader) shard() ShardWrite {
 	r.t.Helper()
 	careful := r.number() == 1
 	entries, markers, groups, keys, likes := r.number(), r.number(), r.number(), r.number(), int(r.number())
-	s := normal(ShardWrite{Markers: make([]int64, entries)})
+	s := normal(ShardWrite{Markers: make([]Marker, entries)})
 	big := false
 	for range entries {
 		e := counter.Entry{Key: r.text(), Delta: r.parse(r.text())}
@@ -146,7 +146,7 @@ func (r *argReader) shard() ShardWrite {
 		r.t.Errorf("careful is %v for %v", careful, s.Entries)
 	}
 	for range markers {
-		s.Markers[r.number()-1] = r.parse(r.text())
+		s.Markers[r.number()-1] = Marker(r.parse(r.text()))
 	}
 	places := map[int64][2]int{} // group and field of the claims, by their positions
 	for g := range int(groups) {
@@ -164,7 +164,7 @@ func (r *argReader) shard() ShardWrite {
 	fields, known := r.texts(likes), r.texts(likes)
 	for i := range likes {
 		what, key, first, claim := r.number(), r.number(), int(r.number()), r.number()
-		l := LikeWrite{Liked: what%2 == 1, Marker: r.parse(keyMarkers[key-1]), Group: -1}
+		l := LikeWrite{Liked: what%2 == 1, Marker: Marker(r.parse(keyMarkers[key-1])), Group: -1}
 		l.Known.Source = LikeSource(what / likeSource)
 		l.Key, l.Actor, _ = strings.Cut(fields[i][1:], "\x00")
 		if l.Key != keyTexts[key-1] {

@@ -206,18 +206,18 @@ func unknownShard(t *testing.T, l WindowInstance) {
 }
 
 func markers(t *testing.T, l WindowInstance) {
-	apply(t, l, flush.Window{Shard: 0, ID: 10, WindowPart: shard.WindowPart{Deltas: map[string]int64{"views/a": 1, "views/b": 1}, Markers: map[string]int64{"views/a": 500, "views/new": 600}}})
-	apply(t, l, flush.Window{Shard: 0, ID: 11, WindowPart: shard.WindowPart{Deltas: map[string]int64{"views/a": 1, "views/new": 2}, Markers: map[string]int64{"views/a": 700}}})
-	apply(t, l, flush.Window{Shard: 0, ID: 12, WindowPart: shard.WindowPart{Markers: map[string]int64{"views/new": 550, "views/b": 800}}})
-	apply(t, l, flush.Window{Shard: 1, ID: 12, WindowPart: shard.WindowPart{Deltas: map[string]int64{"views/a": 1}, Markers: map[string]int64{"views/else": 900}}})
+	apply(t, l, flush.Window{Shard: 0, ID: 10, WindowPart: shard.WindowPart{Deltas: map[string]int64{"views/a": 1, "views/b": 1}, Markers: map[string]shard.Marker{"views/a": 500, "views/new": 600}}})
+	apply(t, l, flush.Window{Shard: 0, ID: 11, WindowPart: shard.WindowPart{Deltas: map[string]int64{"views/a": 1, "views/new": 2}, Markers: map[string]shard.Marker{"views/a": 700}}})
+	apply(t, l, flush.Window{Shard: 0, ID: 12, WindowPart: shard.WindowPart{Markers: map[string]shard.Marker{"views/new": 550, "views/b": 800}}})
+	apply(t, l, flush.Window{Shard: 1, ID: 12, WindowPart: shard.WindowPart{Deltas: map[string]int64{"views/a": 1}, Markers: map[string]shard.Marker{"views/else": 900}}})
 	// Not applied, so neither is its marker.
-	apply(t, l, flush.Window{Shard: 0, ID: 12, WindowPart: shard.WindowPart{Markers: map[string]int64{"views/a": 1}}})
+	apply(t, l, flush.Window{Shard: 0, ID: 12, WindowPart: shard.WindowPart{Markers: map[string]shard.Marker{"views/a": 1}}})
 
-	for shard, want := range []map[string]int64{
+	for n, want := range []map[string]shard.Marker{
 		{"views/a": 500, "views/b": 800, "views/new": 550}, {"views/else": 900}, {},
 	} {
-		if got, err := l.Other.Markers(t.Context(), shard); err != nil || !maps.Equal(got, want) {
-			t.Errorf("markers of shard %d: %v, %v, want %v", shard, got, err, want)
+		if got, err := l.Other.Markers(t.Context(), n); err != nil || !maps.Equal(got, want) {
+			t.Errorf("markers of shard %d: %v, %v, want %v", n, got, err, want)
 		}
 	}
 	wantRows(t, l, []string{"views/a", "views/new"}, "views/a 0 2 500", "views/a 1 1 0", "views/new 0 2 550")
@@ -259,7 +259,7 @@ func historyBeyondTheEdge(t *testing.T, l WindowInstance) {
 
 func largeWindow(t *testing.T, l WindowInstance) {
 	const n = 25_000
-	w := flush.Window{Shard: 2, ID: 1, WindowPart: shard.WindowPart{Deltas: make(map[string]int64), Markers: make(map[string]int64)}}
+	w := flush.Window{Shard: 2, ID: 1, WindowPart: shard.WindowPart{Deltas: make(map[string]int64), Markers: make(map[string]shard.Marker)}}
 	for i := range n {
 		key := fmt.Sprint("views/", i)
 		w.Deltas[key] = int64(i + 1)

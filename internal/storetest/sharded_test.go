@@ -1,6 +1,7 @@
 package storetest_test
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"testing"
@@ -205,13 +206,22 @@ func TestHotKeyIsFound(t *testing.T) {
 // not: whatever the first applied is a duplicate to the second (rule 9).
 func TestSpreadKeyKeepsClaims(t *testing.T) {
 	t.Parallel()
+	for name, width := range map[string]int{"all shards": 0, "three shards": 3} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			spreadKeyKeepsClaims(t, width)
+		})
+	}
+}
+
+func spreadKeyKeepsClaims(t *testing.T, width int) {
 	d := newDeployment(t, redistest.Start(t).Addr)
 	const key = hotKey
 	now := time.Now()
 	marker := now.Add(-4 * time.Minute)
 	conn := pgtest.Connect(t, d.postgresURL)
 	_, err := conn.Exec(t.Context(), `INSERT INTO counters (key, shard, count, spread, updated_at) VALUES ($1, $2, 100, $3, now())`,
-		key, shard.Home(key, shards), marker.UnixMilli())
+		key, shard.Home(key, shards), shard.NewMarker(marker.UnixMilli(), width))
 	must(t, err)
 	knows := d.store(t)
 	if got := count(t, knows); got != 100 { // and takes the marker to Redis
@@ -250,8 +260,8 @@ func TestSpreadKeyKeepsClaims(t *testing.T) {
 		t.Errorf("count is %d, want %d", got, want)
 	}
 	d.drain(t)
-	if total, rows := d.ledgerTotal(t, key); total != want || rows != shards {
-		t.Errorf("ledger holds %d in %d rows, want %d in %d", total, rows, want, shards)
+	if total, rows := d.ledgerTotal(t, key); total != want || rows != cmp.Or(width, shards) {
+		t.Errorf("ledger holds %d in %d rows, want %d in %d", total, rows, want, cmp.Or(width, shards))
 	}
 	must(t, d.flushAll(t))
 	if got := count(t, d.store(t)); got != want {

@@ -48,7 +48,7 @@ func (r *Redis) Seal(_ context.Context, n int, applied shard.SealedWindow, fresh
 }
 
 // RestoreMarkers implements shard.Scripts.
-func (r *Redis) RestoreMarkers(_ context.Context, n int, markers map[string]int64) error {
+func (r *Redis) RestoreMarkers(_ context.Context, n int, markers map[string]shard.Marker) error {
 	now, unlock := r.lock()
 	defer unlock()
 	s := r.shards[n]

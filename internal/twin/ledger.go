@@ -26,7 +26,7 @@ type ledgerRow struct {
 
 type ledgerTotal struct {
 	total, likes int64
-	spread       int64
+	spread       shard.Marker
 }
 
 var _ flush.WindowLedger = (*Ledger)(nil)
@@ -167,10 +167,10 @@ func (l *Ledger) Bases(_ context.Context, keys []string) (shard.LedgerBases, err
 }
 
 // Markers implements flush.WindowLedger.
-func (l *Ledger) Markers(_ context.Context, n int) (map[string]int64, error) {
+func (l *Ledger) Markers(_ context.Context, n int) (map[string]shard.Marker, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	markers := map[string]int64{}
+	markers := map[string]shard.Marker{}
 	for name, row := range l.rows {
 		if name.shard == n && row.spread != 0 {
 			markers[name.key] = row.spread

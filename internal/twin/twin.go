@@ -57,7 +57,7 @@ type shardState struct {
 	windows     []*window // ascending
 	bases       map[baseName]base
 	tokens      map[int64]string // by which windows were sealed
-	spread      map[string]int64
+	spread      map[string]shard.Marker
 	claims      map[string]*claims     // by bucket
 	members     map[string]*membership // by bucket
 }
@@ -67,13 +67,13 @@ type window struct {
 	deltas   map[string]int64
 	likeSums map[string]int64 // the part of deltas that is supposed to come from likes
 	likes    map[counter.Pair]shard.PendingLike
-	markers  map[string]int64
+	markers  map[string]shard.Marker
 }
 
 func newWindow(id int64) *window {
 	return &window{
 		id: id, deltas: map[string]int64{}, likeSums: map[string]int64{}, likes: map[counter.Pair]shard.PendingLike{},
-		markers: map[string]int64{},
+		markers: map[string]shard.Marker{},
 	}
 }
 
@@ -104,7 +104,7 @@ type claims struct {
 
 func newShardState() *shardState {
 	return &shardState{
-		bases: map[baseName]base{}, tokens: map[int64]string{}, spread: map[string]int64{}, claims: map[string]*claims{},
+		bases: map[baseName]base{}, tokens: map[int64]string{}, spread: map[string]shard.Marker{}, claims: map[string]*claims{},
 		members: map[string]*membership{},
 	}
 }
@@ -281,27 +281,27 @@ func (r *Redis) Load(_ context.Context, n int, watermark int64, bases []shard.Ba
 }
 
 // mark sets the marker of a key that has none.
-func (s *shardState) mark(key string, marker int64) {
+func (s *shardState) mark(key string, marker shard.Marker) {
 	if _, there := s.spread[key]; !there {
 		s.spread[key] = marker
 	}
 }
 
 // Spread implements shard.Scripts.
-func (r *Redis) Spread(_ context.Context, n int, keys []string) ([]int64, error) {
+func (r *Redis) Spread(_ context.Context, n int, keys []string, width int) ([]shard.Marker, error) {
 	now, unlock := r.lock()
 	defer unlock()
 	s := r.shards[n]
-	markers := make([]int64, len(keys))
+	markers := make([]shard.Marker, len(keys))
 	for i, key := range keys {
 		if s.spread[key] == 0 && len(s.spread) < r.cfg.MaxSpread {
 			w := s.current(now, r.cfg.Window.Milliseconds())
 			if w == nil {
 				w = s.open(now)
 			}
-			s.spread[key] = now
+			s.spread[key] = shard.NewMarker(now, width)
 			if _, there := w.markers[key]; !there {
-				w.markers[key] = now
+				w.markers[key] = s.spread[key]
 			}
 		}
 		markers[i] = s.spread[key]

@@ -66,7 +66,7 @@ func (w *write) decide() {
 		w.entries = append(w.entries, w.settleResets(i))
 		for k, e := range w.entries[i] {
 			w.checkEntry(i, k, e)
-			known := int64(0)
+			known := shard.Marker(0)
 			if k < len(part.Markers) {
 				known = part.Markers[k]
 			}
@@ -91,7 +91,7 @@ func (w *write) decide() {
 }
 
 // checkMarker notes an entry or like whose sender knows another marker of its key.
-func (w *write) checkMarker(i, position int, key string, known int64) {
+func (w *write) checkMarker(i, position int, key string, known shard.Marker) {
 	if marker := w.state(i).spread[key]; marker != known {
 		ref := shard.EntryRef{Shard: i, Entry: position}
 		w.reply.Moved = append(w.reply.Moved, shard.MovedEntry{EntryRef: ref, Marker: marker})

@@ -10,7 +10,8 @@
 --           the actor's like was set to, "\3"key -> the part of the delta that is supposed to come from likes
 -- base:<gen>:<key>  what the ledger holds of the key for this shard: the total, and a colon and the part of it
 --                   that comes from likes if there is one
--- spread    hash: key -> spread marker
+-- spread    hash: key -> spread marker: since when the key is spread over all shards, or, over fewer of them, that times
+--           1024 plus their number
 -- tokens    hash: window id -> the token by which it was sealed
 -- claims    sorted set: name of a claim or membership bucket -> when it may be forgotten
 -- id:<t>, any:<t>, once:<period>:<t>, batch:<t>  claim buckets
