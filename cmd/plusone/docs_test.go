@@ -100,7 +100,9 @@ func TestDocumentedPolicies(t *testing.T) {
 		t.Fatal("there is no policy file")
 	}
 	for _, block := range blocks {
-		if _, err := policy.Parse([]byte(block[1]), policy.Bounds{MaxDelta: 1e12, DedupeWindow: 5 * time.Minute, Guard: true}); err != nil {
+		if _, err := policy.Parse([]byte(block[1]), policy.Bounds{
+			MaxDelta: 1e12, DedupeWindow: 5 * time.Minute, Shards: 8, Guard: true,
+		}); err != nil {
 			t.Error(err)
 		}
 	}

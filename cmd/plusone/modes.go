@@ -181,7 +181,7 @@ func openSharded(ctx context.Context, o shardedOptions, registry *prometheus.Reg
 		config := shard.Config{
 			Shards: o.Shards, Dedupe: o.DedupeWindow, Cluster: scripts.Cluster(),
 			BaseTTL: o.store.BaseTTL, MissingTTL: o.store.MissingTTL, HotThreshold: o.store.HotThreshold,
-			HotThresholdOf: o.policies.hotThresholdOf(), FingerprintKey: ledger.FingerprintKey(),
+			HotThresholdOf: o.policies.hotThresholdOf(), WidthOf: o.policies.widthOf(), FingerprintKey: ledger.FingerprintKey(),
 			Metrics: shard.NewMetrics(registry), Logger: o.logger,
 		}
 		if o.policies != nil {

@@ -20,6 +20,7 @@ import (
 	"github.com/plusone-dev/plusone/internal/policy"
 	"github.com/plusone-dev/plusone/internal/reload"
 	"github.com/plusone-dev/plusone/server"
+	"github.com/plusone-dev/plusone/shard"
 )
 
 // policyFileFlags are of commands that count, or drain what was counted.
@@ -53,7 +54,7 @@ func (f *policyFileFlags) openPolicies(bounds policy.Bounds, mode flush.Mode, me
 		func(data []byte) (*policy.Set, error) {
 			set, err := policy.Parse(data, bounds)
 			if err == nil && mode != flush.ModeSharded {
-				warnOfThresholds(set, mode, logger)
+				warnOfSpreading(set, mode, logger)
 			}
 			return set, err
 		})
@@ -63,13 +64,18 @@ func (f *policyFileFlags) openPolicies(bounds policy.Bounds, mode flush.Mode, me
 	return &policies{file}, nil
 }
 
-// warnOfThresholds: one file may be for deployments of several modes.
-func warnOfThresholds(set *policy.Set, mode flush.Mode, logger *slog.Logger) {
-	for _, p := range set.All() {
-		if p.HotThreshold != policy.DeploymentsThreshold {
-			logger.Warn("hot_threshold has no effect in this mode, which spreads no keys", "mode", string(mode), "policy", p.Name)
-			return
+// warnOfSpreading: one file may be for deployments of several modes.
+func warnOfSpreading(set *policy.Set, mode flush.Mode, logger *slog.Logger) {
+	warned := map[string]bool{}
+	warn := func(stated bool, setting, policy string) {
+		if stated && !warned[setting] {
+			warned[setting] = true
+			logger.Warn(setting+" has no effect in this mode, which spreads no keys", "mode", string(mode), "policy", policy)
 		}
+	}
+	for _, p := range set.All() {
+		warn(p.HotThreshold != policy.DeploymentsThreshold, "hot_threshold", p.Name)
+		warn(p.Shards != 0, "shards", p.Name)
 	}
 }
 
@@ -99,6 +105,14 @@ func (p *policies) hotThresholdOf() func(key string) (int, bool) {
 		threshold := p.Of(counter.Namespace(key)).HotThreshold
 		return threshold, threshold != policy.DeploymentsThreshold
 	}
+}
+
+// widthOf tells over how many shards hot keys are spread, and is nil if there are no policies.
+func (p *policies) widthOf() func(key string) int {
+	if p == nil {
+		return nil
+	}
+	return func(key string) int { return p.Of(counter.Namespace(key)).Shards }
 }
 
 // denied are the actors of a file and of a set in Redis, either of which may be nil.
@@ -212,12 +226,14 @@ type policyCheckCommand struct {
 
 	MaxDelta     int64         `group:"limits" default:"1000000000000" help:"As the servers have it: no policy may state more."`
 	DedupeWindow time.Duration `group:"fixed" default:"5m" help:"As the servers have it: no policy may state more."`
+	Shards       int           `group:"fixed" default:"8" help:"As servers in sharded mode have it: no policy may state more."`
 }
 
 func (c *policyCheckCommand) check([]*kong.Flag) error {
 	return errors.Join(
 		between("--max-delta", c.MaxDelta, 1, 1<<62),
 		between("--dedupe-window", c.DedupeWindow, 10*time.Second, 24*time.Hour),
+		between("--shards", c.Shards, 1, shard.MaxShards),
 	)
 }
 
@@ -227,7 +243,9 @@ func (c *policyCheckCommand) run(_ context.Context, env environment) error {
 	if err != nil {
 		return err
 	}
-	set, err := policy.Parse(data, policy.Bounds{MaxDelta: c.MaxDelta, DedupeWindow: c.DedupeWindow, Guard: true})
+	set, err := policy.Parse(data, policy.Bounds{
+		MaxDelta: c.MaxDelta, DedupeWindow: c.DedupeWindow, Shards: c.Shards, Guard: true,
+	})
 	var problems policy.FileErrors
 	switch {
 	case errors.As(err, &problems):
@@ -248,12 +266,17 @@ func (c *policyCheckCommand) run(_ context.Context, env environment) error {
 	return nil
 }
 
-// bounds of policies, by what a server is set to.
-func (c *serveCommand) bounds() policy.Bounds {
-	return policy.Bounds{MaxDelta: c.MaxDelta, DedupeWindow: c.DedupeWindow, Guard: c.GuardURL != ""}
+// bounds of policies, by what a server is set to. In modes that have no shards a policy may state any number, as it is
+// for other deployments.
+func (c *serveCommand) bounds(mode flush.Mode) policy.Bounds {
+	b := policy.Bounds{MaxDelta: c.MaxDelta, DedupeWindow: c.DedupeWindow, Shards: shard.MaxShards, Guard: c.GuardURL != ""}
+	if mode == flush.ModeSharded {
+		b.Shards = c.Shards
+	}
+	return b
 }
 
 // drainBounds let a worker, which only keeps histories, take what any server takes.
 func drainBounds() policy.Bounds {
-	return policy.Bounds{MaxDelta: math.MaxInt64, DedupeWindow: math.MaxInt64, Guard: true}
+	return policy.Bounds{MaxDelta: math.MaxInt64, DedupeWindow: math.MaxInt64, Shards: shard.MaxShards, Guard: true}
 }

@@ -37,14 +37,17 @@ func reasonOf(err error) string {
 func TestPolicyCheck(t *testing.T) {
 	t.Parallel()
 	file := filepath.Join(t.TempDir(), "policies.yaml")
-	put(t, file, "default: {max_delta: 5}\nnamespaces: {views: {guard: true, limits: {actor: 1/10s}}}\n")
+	put(t, file, "default: {max_delta: 5}\nnamespaces: {views: {guard: true, shards: 8, limits: {actor: 1/10s}}}\n")
 	output, code := execute(t, nil, "policy", "check", file)
-	if want := "default: max_delta=5\nnamespaces.views: max_delta=5 guard=true limits.actor=\"1/10s\"\n"; code != 0 || output != want {
+	if want := "default: max_delta=5\nnamespaces.views: max_delta=5 guard=true shards=8 limits.actor=\"1/10s\"\n"; code != 0 || output != want {
 		t.Errorf("exit code %d:\n%s", code, output)
 	}
-	put(t, file, "default: {max_delta: 6, nonsense: 1}\nnamespaces:\n  views: {dedupe_window: 2m}\n")
-	output, code = execute(t, nil, "policy", "check", "--max-delta=5", "--dedupe-window=1m", file)
-	for _, want := range []string{file + ":1: max_delta must be", file + `:1: unknown key "nonsense"`, file + ":3: dedupe_window must be"} {
+	put(t, file, "default: {max_delta: 6, nonsense: 1}\nnamespaces:\n  views: {dedupe_window: 2m}\n  hot: {shards: 5}\n")
+	output, code = execute(t, nil, "policy", "check", "--max-delta=5", "--dedupe-window=1m", "--shards=4", file)
+	for _, want := range []string{
+		file + ":1: max_delta must be", file + `:1: unknown key "nonsense"`, file + ":3: dedupe_window must be",
+		file + ":4: shards must be a whole number from 1 to 4",
+	} {
 		if code != failed || !strings.Contains(output, want) {
 			t.Errorf("exit code %d, lacks %s:\n%s", code, want, output)
 		}
@@ -69,8 +72,14 @@ func TestPolicyRefusals(t *testing.T) {
 			t.Errorf("%s: exit code %d:\n%s", text, code, output)
 		}
 	}
+	// How many shards there are is known where there are any.
+	put(t, file, "default: {shards: 5}")
+	output, code := execute(t, nil, "serve", "--shards=4", "--redis-url=redis://127.0.0.1:1", "--postgres-url=postgres://127.0.0.1:1/x", "--policy-file="+file)
+	if code != failed || !strings.Contains(output, "policy file: line 1: shards must be a whole number from 1 to 4") {
+		t.Errorf("exit code %d:\n%s", code, output)
+	}
 	put(t, file, "two words")
-	output, code := execute(t, nil, "serve", "--data="+filepath.Join(t.TempDir(), "x.db"), "--deny-file="+file)
+	output, code = execute(t, nil, "serve", "--data="+filepath.Join(t.TempDir(), "x.db"), "--deny-file="+file)
 	if code != failed || !strings.Contains(output, "deny file: line 1: one actor a line") {
 		t.Errorf("exit code %d:\n%s", code, output)
 	}
@@ -83,7 +92,7 @@ func TestPolicies(t *testing.T) {
 	redis, url := redistest.Start(t), pgtest.NewDatabase(t)
 	dir := t.TempDir()
 	policies, denied := filepath.Join(dir, "policies.yaml"), filepath.Join(dir, "denied")
-	const rules = "namespaces:\n  views: {limits: {actor: %d/24h}, once_per: 24h}\n  raw: {history: none}\n  fine: {history: minute}\n"
+	const rules = "namespaces:\n  views: {limits: {actor: %d/24h}, once_per: 24h}\n  raw: {history: none}\n  fine: {history: minute}\n  hot: {hot_threshold: 20, shards: 3}\n"
 	put(t, policies, fmt.Sprintf(rules, 4))
 	put(t, denied, "user:bad # of the file\n")
 	redis.Do("SADD", "plusone:denied", "user:worse")
@@ -155,6 +164,19 @@ func TestPolicies(t *testing.T) {
 	if raw, fine, other := history("raw/1"), history("fine/1"), history("other/1"); raw != 0 || fine != 1 || other != 1 {
 		t.Errorf("rows of history: %d, %d and %d, want 0, 1 and 1", raw, fine, other)
 	}
+	// A hot key of a namespace is spread over as many shards as its policy says, which its marker tells for good.
+	eventually(t, "a key is found hot", func() bool {
+		for range 50 {
+			_, err := clients[0].Increment(ctx, "hot/1", 1)
+			must(t, err)
+		}
+		return first.Metric("plusone_shard_spread_keys") == 1
+	})
+	eventually(t, "its marker is drained", func() bool {
+		var width int
+		err := pgtest.Connect(t, url).QueryRow(ctx, `SELECT coalesce(sum(spread % 1024), 0) FROM counters WHERE key = 'hot/1'`).Scan(&width)
+		return err == nil && width == 3
+	})
 	audit := append([]string{"audit"}, without(args, "--postgres-max-conns", "--flush-interval", "--policy-file")...)
 	if output, code := execute(t, nil, audit...); code != 0 {
 		t.Errorf("audit: exit code %d\n%s", code, output)
@@ -171,7 +193,7 @@ return n`, "0"); n != "0" {
 func TestPoliciesInMemory(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	put(t, filepath.Join(dir, "p.yaml"), "default: {limits: {caller: 2/24h}, hot_threshold: 5}")
+	put(t, filepath.Join(dir, "p.yaml"), "default: {limits: {caller: 2/24h}, hot_threshold: 5, shards: 1024}")
 	s := start(t, "--data="+filepath.Join(dir, "plusone.db"), "--policy-file="+filepath.Join(dir, "p.yaml"))
 	c := dial(t, s)
 	for i := range 3 {
@@ -180,7 +202,12 @@ func TestPoliciesInMemory(t *testing.T) {
 			t.Errorf("call %d: %v", i, err)
 		}
 	}
-	if s.Metric("plusone_gate_refused_total") != 1 || !strings.Contains(string(s.Output()), "hot_threshold has no effect") {
-		t.Errorf("%v refused:\n%s", s.Metric("plusone_gate_refused_total"), s.Output())
+	if s.Metric("plusone_gate_refused_total") != 1 {
+		t.Errorf("%v refused", s.Metric("plusone_gate_refused_total"))
+	}
+	for _, setting := range []string{"hot_threshold", "shards"} {
+		if !strings.Contains(string(s.Output()), setting+" has no effect") {
+			t.Errorf("no warning of %s:\n%s", setting, s.Output())
+		}
 	}
 }

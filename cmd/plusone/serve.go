@@ -41,7 +41,7 @@ type serveCommand struct {
 
 // shardFlags are of the live store of sharded mode.
 type shardFlags struct {
-	HotThreshold      int           `group:"sharded" default:"2000" help:"Changes a second, on one server, that make a key hot and spread it over all shards; 0 spreads none. A spread key is read from all shards, so rather too high than too low."`
+	HotThreshold      int           `group:"sharded" default:"2000" help:"Changes a second, on one server, that make a key hot and spread it over all shards, or as many as its policy says; 0 spreads none. A spread key is read from all shards, so rather too high than too low."`
 	MaxSpreadKeys     int           `group:"sharded" default:"1000" help:"Most spread keys for each shard: they stay spread for good."`
 	BaseTTL           time.Duration `group:"sharded" default:"1h" help:"How long Redis keeps what Postgres holds of a key. Longer means fewer reads of Postgres, and more memory."`
 	MissingTTL        time.Duration `group:"sharded" default:"1m" help:"How long Redis remembers that Postgres does not have a key, so that requests for unknown keys do not reach it."`
@@ -169,7 +169,7 @@ func (c *serveCommand) open(ctx context.Context, registry *prometheus.Registry, 
 	if err != nil {
 		return nil, err
 	}
-	policies, err := c.openPolicies(c.bounds(), mode, reloads, logger)
+	policies, err := c.openPolicies(c.bounds(mode), mode, reloads, logger)
 	if err != nil {
 		return nil, err
 	}

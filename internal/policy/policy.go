@@ -37,6 +37,8 @@ type Policy struct {
 	History string
 	// HotThreshold is how many changes a second, on one server, make a key hot; 0 never does.
 	HotThreshold int
+	// Shards is over how many shards a key is spread that is found hot; 0 is the deployment's, all.
+	Shards int
 }
 
 // Limit is a rate and the name of the policy that states it: policies that take a limit over from the default share its

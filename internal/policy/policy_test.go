@@ -11,7 +11,7 @@ import (
 	"github.com/plusone-dev/plusone/internal/limit"
 )
 
-var bounds = Bounds{MaxDelta: 1_000_000, DedupeWindow: 5 * time.Minute, Guard: true}
+var bounds = Bounds{MaxDelta: 1_000_000, DedupeWindow: 5 * time.Minute, Shards: 8, Guard: true}
 
 func parse(t testing.TB, text string) *Set {
 	t.Helper()
@@ -34,6 +34,7 @@ namespaces:
     dedupe_window: 1m
     history: minute
     hot_threshold: 0
+    shards: 8
     limits: {actor_key: 1/10s, actor: 100/1m}
   "exp-*":
     history: none
@@ -59,7 +60,7 @@ func TestParse(t *testing.T) {
 		"other": {Name: "*", MaxDelta: 1000, Increments: true, Likes: true, Anonymous: true, Caller: shared, HotThreshold: -1},
 		"views": {
 			Name: "views", MaxDelta: 1000, Increments: true, Likes: true, OncePer: time.Hour, DedupeWindow: time.Minute, History: "minute",
-			ActorKey: rate("1/10s", "views"), Actor: rate("100/1m", "views"), Caller: shared,
+			ActorKey: rate("1/10s", "views"), Actor: rate("100/1m", "views"), Caller: shared, Shards: 8,
 		},
 		"exp-b":     {Name: "exp-*", MaxDelta: 1000, Increments: true, Anonymous: true, History: "none", HotThreshold: -1},
 		"exp-":      {Name: "exp-*", MaxDelta: 1000, Increments: true, Anonymous: true, History: "none", HotThreshold: -1},
@@ -82,7 +83,7 @@ func TestParse(t *testing.T) {
 	if !slices.Equal(names, []string{"*", "views", "exp-*", "exp-a*", "exp-all", ""}) {
 		t.Errorf("policies %q", names)
 	}
-	const views = `namespaces.views: max_delta=1000 anonymous=false once_per=1h0m0s dedupe_window=1m0s history=minute hot_threshold=0 ` +
+	const views = `namespaces.views: max_delta=1000 anonymous=false once_per=1h0m0s dedupe_window=1m0s history=minute hot_threshold=0 shards=8 ` +
 		`limits.actor_key="1/10s" limits.actor="100/1m0s" limits.caller="5000/1s burst 10000" (shared with default)`
 	if got := set.Of("views").String(); got != views {
 		t.Errorf("shown as\n%s, want\n%s", got, views)
@@ -136,6 +137,8 @@ func TestProblems(t *testing.T) {
 		{"default: {dedupe_window: none}", "dedupe_window must be a time"},
 		{"default: {history: day}", `history must be hour, minute or none, not "day"`},
 		{"default: {hot_threshold: -1}", "hot_threshold must be a whole number from 0"},
+		{"default: {shards: 0}", `shards must be a whole number from 1 to 8, not "0"`},
+		{"default: {shards: 9}", `shards must be a whole number from 1 to 8, not "9"`},
 		{"default: {limits: {actors: 1/1s}}", `unknown key "actors": limits may have actor, actor_key, caller`},
 		{"default: {limits: {actor: 100}}", `limits.actor: "100" is not a rate`},
 		{"default: {limits: {actor: }}", "limits.actor lacks a value"},
@@ -209,7 +212,7 @@ func FuzzParse(f *testing.F) {
 			return
 		}
 		for _, p := range set.All() {
-			if p.MaxDelta < 0 || p.MaxDelta > bounds.MaxDelta || p.DedupeWindow > bounds.DedupeWindow || p.OncePer < 0 || p.String() == "" {
+			if p.MaxDelta < 0 || p.MaxDelta > bounds.MaxDelta || p.DedupeWindow > bounds.DedupeWindow || p.OncePer < 0 || p.Shards < 0 || p.Shards > bounds.Shards || p.String() == "" {
 				t.Errorf("%+v", *p)
 			}
 			for _, l := range []*Limit{p.ActorKey, p.Actor, p.Caller} {

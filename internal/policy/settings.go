@@ -19,6 +19,8 @@ type Bounds struct {
 	// MaxDelta and DedupeWindow are the largest that a policy may state.
 	MaxDelta     int64
 	DedupeWindow time.Duration
+	// Shards is how many shards there are.
+	Shards int
 	// Guard says that there is one to ask.
 	Guard bool
 }
@@ -77,6 +79,12 @@ var settings = []setting{
 			policy.HotThreshold = int(p.integer(n, "hot_threshold", 0, 1_000_000_000))
 		},
 		func(policy *Policy) string { return shownNumber(int64(policy.HotThreshold), DeploymentsThreshold) },
+	},
+	{
+		"shards", func(p *parser, n *yaml.Node, policy *Policy) {
+			policy.Shards = int(p.integer(n, "shards", 1, int64(p.bounds.Shards)))
+		},
+		func(policy *Policy) string { return shownNumber(int64(policy.Shards), 0) },
 	},
 }
 

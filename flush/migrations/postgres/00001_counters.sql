@@ -16,7 +16,7 @@ CREATE TABLE counters (
 COMMENT ON TABLE counters IS 'Internal: read the view counter_totals. A row per key and shard; only keys that got hot have more than one.';
 COMMENT ON COLUMN counters.count IS 'All increments and likes of the key on the shard.';
 COMMENT ON COLUMN counters.likes IS 'The part of count that comes from likes.';
-COMMENT ON COLUMN counters.spread IS 'Since when the key is spread over all shards, Unix ms; 0 if it is not. Set on the home shard only.';
+COMMENT ON COLUMN counters.spread IS 'Since when the key is spread over all shards, Unix ms, or over fewer, then that * 1024 + their number; 0 if it is not. Set on the home shard only.';
 CREATE INDEX counters_spread ON counters (shard) WHERE spread <> 0;
 
 -- The net of a bucket is the difference of two totals, which needs one bit more than a bigint. The shard is
