@@ -50,12 +50,7 @@ func (w *Window) merge(next *scannedWindow, first bool) bool {
 		w.LikeDeltas[key] += delta
 	}
 	maps.Copy(w.Likes, next.Likes)
-	for key, marker := range next.Markers {
-		// Of two markers the earlier is in force, as in the ledger.
-		if known, ok := w.Markers[key]; !ok || marker < known {
-			w.Markers[key] = marker
-		}
-	}
+	maps.Copy(w.Markers, next.Markers) // of two markers the one that comes last is in force, as in the ledger
 	w.ID, w.Token = next.ID, next.Token
 	return true
 }

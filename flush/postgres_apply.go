@@ -15,12 +15,12 @@ import (
 // rowsPerStatement is where larger statements stop being faster, while each costs memory on both sides.
 const rowsPerStatement = 10_000
 
-// Of two markers the earlier stays: it is the one by which changes have been routed.
+// Of two markers the one that comes last stays: it was made because Redis had lost the other, and is in force there.
 const addMarkersSQL = `
 INSERT INTO counters AS c (key, shard, spread, updated_at)
 SELECT u.key, $3::smallint, u.marker, now() FROM unnest($1::text[], $2::bigint[]) AS u (key, marker)
 ON CONFLICT (key, shard) DO UPDATE SET spread = excluded.spread
-WHERE c.spread = 0 OR c.spread > excluded.spread`
+WHERE c.spread <> excluded.spread`
 
 // Apply implements WindowLedger. Rows of a shard are only written with its watermark locked, so windows of
 // one shard wait for each other. Those of different shards only do where they have a pair in common, whose key was

@@ -205,22 +205,26 @@ func unknownShard(t *testing.T, l WindowInstance) {
 	wantRows(t, l, []string{"views/a"})
 }
 
+// markers: of two markers of a key the last one stays, whatever their times and widths.
 func markers(t *testing.T, l WindowInstance) {
+	wide := shard.NewMarker(1_800_000_000_000, shard.MaxShards-1)
 	apply(t, l, flush.Window{Shard: 0, ID: 10, WindowPart: shard.WindowPart{Deltas: map[string]int64{"views/a": 1, "views/b": 1}, Markers: map[string]shard.Marker{"views/a": 500, "views/new": 600}}})
 	apply(t, l, flush.Window{Shard: 0, ID: 11, WindowPart: shard.WindowPart{Deltas: map[string]int64{"views/a": 1, "views/new": 2}, Markers: map[string]shard.Marker{"views/a": 700}}})
-	apply(t, l, flush.Window{Shard: 0, ID: 12, WindowPart: shard.WindowPart{Markers: map[string]shard.Marker{"views/new": 550, "views/b": 800}}})
+	apply(t, l, flush.Window{Shard: 0, ID: 12, WindowPart: shard.WindowPart{Markers: map[string]shard.Marker{"views/new": 550, "views/b": wide}}})
+	apply(t, l, flush.Window{Shard: 0, ID: 13, WindowPart: shard.WindowPart{Markers: map[string]shard.Marker{"views/a": wide, "views/b": wide - 1}}})
+	apply(t, l, flush.Window{Shard: 0, ID: 14, WindowPart: shard.WindowPart{Markers: map[string]shard.Marker{"views/a": 700}}})
 	apply(t, l, flush.Window{Shard: 1, ID: 12, WindowPart: shard.WindowPart{Deltas: map[string]int64{"views/a": 1}, Markers: map[string]shard.Marker{"views/else": 900}}})
 	// Not applied, so neither is its marker.
-	apply(t, l, flush.Window{Shard: 0, ID: 12, WindowPart: shard.WindowPart{Markers: map[string]shard.Marker{"views/a": 1}}})
+	apply(t, l, flush.Window{Shard: 0, ID: 14, WindowPart: shard.WindowPart{Markers: map[string]shard.Marker{"views/a": 1}}})
 
 	for n, want := range []map[string]shard.Marker{
-		{"views/a": 500, "views/b": 800, "views/new": 550}, {"views/else": 900}, {},
+		{"views/a": 700, "views/b": wide - 1, "views/new": 550}, {"views/else": 900}, {},
 	} {
 		if got, err := l.Other.Markers(t.Context(), n); err != nil || !maps.Equal(got, want) {
 			t.Errorf("markers of shard %d: %v, %v, want %v", n, got, err, want)
 		}
 	}
-	wantRows(t, l, []string{"views/a", "views/new"}, "views/a 0 2 500", "views/a 1 1 0", "views/new 0 2 550")
+	wantRows(t, l, []string{"views/a", "views/b", "views/new"}, "views/a 0 2 700", "views/a 1 1 0", fmt.Sprint("views/b 0 1 ", wide-1), "views/new 0 2 550")
 }
 
 func clipping(t *testing.T, l WindowInstance) {

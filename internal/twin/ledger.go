@@ -71,10 +71,7 @@ func (l *Ledger) Apply(_ context.Context, w flush.Window) (flush.Applied, error)
 		l.add(ledgerRow{key, w.Shard}, w.Deltas[key], w.LikeDeltas[key], likes[key], &applied)
 	}
 	for key, marker := range w.Markers {
-		row := l.row(ledgerRow{key, w.Shard})
-		if row.spread == 0 || marker < row.spread {
-			row.spread = marker
-		}
+		l.row(ledgerRow{key, w.Shard}).spread = marker
 	}
 	l.watermarks[w.Shard] = shard.SealedWindow{ID: w.ID, Token: w.Token}
 	return applied, nil
