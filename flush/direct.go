@@ -13,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/plusone-dev/plusone/internal/counter"
+	"github.com/plusone-dev/plusone/internal/deadline"
 	"github.com/plusone-dev/plusone/internal/groupcommit"
 )
 
@@ -141,32 +142,31 @@ const (
 // that attempt, or another call, had counted it.
 func (d *Direct) Apply(ctx context.Context, change counter.Change) (counter.Receipt, error) {
 	if ctx.Err() != nil {
-		return counter.Receipt{}, notSent(ctx)
+		return counter.Receipt{}, notSent(context.Cause(ctx))
 	}
 	p := &pendingChange{change: change, done: make(chan struct{})}
 	if err := d.changes.Add(p); err != nil {
 		return counter.Receipt{}, queueError(err)
 	}
 	d.added.Add(1)
-	select {
-	case <-p.done:
+	left := deadline.Wait(ctx, p.done)
+	if left == nil {
 		return p.receipt, p.err
-	case <-ctx.Done():
 	}
 	if p.state.CompareAndSwap(changeWaits, changeLeft) {
-		return counter.Receipt{}, notSent(ctx)
+		return counter.Receipt{}, notSent(left)
 	}
 	select {
 	case <-p.done: // the answer came at the same time
 		return p.receipt, p.err
 	default:
-		return counter.Receipt{}, fmt.Errorf("%w: %w", counter.ErrInDoubt, context.Cause(ctx))
+		return counter.Receipt{}, fmt.Errorf("%w: %w", counter.ErrInDoubt, left)
 	}
 }
 
-// notSent is the error of a caller who left before its change was taken.
-func notSent(ctx context.Context) error {
-	return fmt.Errorf("%w: not sent: %w", counter.ErrUnavailable, context.Cause(ctx))
+// notSent is the error of a caller who left before its change was taken, for a cause.
+func notSent(left error) error {
+	return fmt.Errorf("%w: not sent: %w", counter.ErrUnavailable, left)
 }
 
 // commitGroup settles all changes of a batch. Those that can be repeated safely are, a few times: all of

@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/plusone-dev/plusone/internal/counter"
+	"github.com/plusone-dev/plusone/internal/deadline"
 )
 
 // pendingLikes is a look-up of likes on its way through the queue.
@@ -28,12 +29,10 @@ func (d *Direct) Likes(ctx context.Context, actor string, keys []string) ([]coun
 	if err := d.likes.Add(p); err != nil {
 		return nil, queueError(err)
 	}
-	select {
-	case <-p.done:
-		return p.states, p.err
-	case <-ctx.Done():
-		return nil, fmt.Errorf("%w: %w", counter.ErrUnavailable, context.Cause(ctx))
+	if left := deadline.Wait(ctx, p.done); left != nil {
+		return nil, fmt.Errorf("%w: %w", counter.ErrUnavailable, left)
 	}
+	return p.states, p.err
 }
 
 // likesGroup answers a batch of look-ups with one read.

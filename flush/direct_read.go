@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"github.com/plusone-dev/plusone/internal/counter"
+	"github.com/plusone-dev/plusone/internal/deadline"
 )
 
 // pendingRead is a read on its way through the queue.
@@ -23,12 +24,10 @@ func (d *Direct) Counts(ctx context.Context, keys []string) []counter.Reading {
 	if err := d.reads.Add(p); err != nil {
 		return failedReadings(keys, queueError(err))
 	}
-	select {
-	case <-p.done:
-		return p.readings
-	case <-ctx.Done():
-		return failedReadings(keys, context.Cause(ctx))
+	if left := deadline.Wait(ctx, p.done); left != nil {
+		return failedReadings(keys, left)
 	}
+	return p.readings
 }
 
 // readGroup answers a batch of reads with one read of all their keys.
