@@ -70,6 +70,10 @@ func auditLedgers(t *testing.T, f func(t *testing.T, a *auditInstance)) {
 				must(t, errors.Join(err, ledger.Close()))
 				return repaired
 			},
+			Over: []string{
+				`INSERT INTO history (key, bucket, delta) SELECT key, bucket, bucket_delta FROM counters WHERE key = 'K'`,
+				`UPDATE counters SET bucket = NULL, bucket_delta = 0 WHERE key = 'K'`,
+			},
 			History: `INSERT INTO history (key, bucket, delta) VALUES ($1, $2 * 3600000, $3)`,
 			Many: []string{
 				`INSERT INTO counters (key, count, before_history, updated_at) SELECT 'many/' || i, 1, 1, 0 FROM n`,

@@ -152,6 +152,8 @@ type standing struct {
 	balances map[string]*balance
 	// buckets says that the balances have their buckets of history, which must not overflow either.
 	buckets bool
+	// moved are the keys whose balances have another bucket than their rows.
+	moved map[string]movedBucket
 }
 
 // balance is what a ledger holds of a key. Postgres has use only for the total and likes, and only at times.
@@ -159,9 +161,24 @@ type balance struct {
 	total int64
 	// likes is the part of the total that comes from likes, before that which was added without a history.
 	likes, before int64
-	// history is the sum of the bucket that starts at the moment bucket, in Unix ms, or where that is noBucket what was added
-	// before history.
+	// history is the sum of the bucket that starts at the moment bucket, in Unix ms, or noBucket and 0.
 	bucket, history int64
+	// unkept says that what is added now has no history.
+	unkept bool
+}
+
+// part is what moves with the total.
+func (b *balance) part() *int64 {
+	if b.unkept {
+		return &b.before
+	}
+	return &b.history
+}
+
+// move adds to both, of which the part may wrap around where buckets do not matter.
+func (b *balance) move(delta int64) {
+	b.total += delta
+	*b.part() += delta
 }
 
 // keptID is what is kept with a request id.
@@ -320,19 +337,17 @@ func (s *standing) addAll(entries []counter.Entry) bool {
 	if s.balances == nil {
 		return true
 	}
-	for _, e := range entries {
+	for i, e := range entries { // of which a reset has two for its key
 		b := s.balances[e.Key]
-		if _, ok := counter.Add(b.total, e.Delta); !ok {
+		_, ok := counter.Add(b.total, e.Delta)
+		_, fits := counter.Add(*b.part(), e.Delta)
+		if !ok || s.buckets && !fits {
+			for _, added := range entries[:i] {
+				s.balances[added.Key].move(-added.Delta)
+			}
 			return false
 		}
-		if _, ok := counter.Add(b.history, e.Delta); s.buckets && !ok {
-			return false
-		}
-	}
-	for _, e := range entries {
-		b := s.balances[e.Key]
-		b.total += e.Delta
-		b.history += e.Delta
+		b.move(e.Delta)
 	}
 	return true
 }

@@ -79,7 +79,7 @@ const (
 	oldPostgresHistory = `history AS h ON h.key = c.key AND h.shard = c.shard`
 	postgresHistory    = `(SELECT key, shard, delta FROM history UNION ALL SELECT key, shard, bucket_delta FROM counters) AS h
 		ON h.key = c.key AND h.shard = c.shard`
-	sqliteHistory = `history AS h ON h.key = c.key`
+	sqliteHistory = `(SELECT key, delta FROM history UNION ALL SELECT key, bucket_delta FROM counters) AS h ON h.key = c.key`
 )
 
 func TestPostgresMigratesCounts(t *testing.T) {

@@ -56,9 +56,8 @@ func (s *SQLite) SetLikes(ctx context.Context, likes []counter.DatedLike) (chang
 		if err := w.setDated(datedStates(likes, now), d.likes); err != nil {
 			return err
 		}
-		held := &standing{buckets: true}
-		var err error
-		if held.balances, err = s.balances(w, slices.Sorted(maps.Keys(d.likes)), now.UnixMilli()); err != nil {
+		held := &standing{}
+		if err := s.balances(w, held, slices.Sorted(maps.Keys(d.likes)), now.UnixMilli()); err != nil {
 			return err
 		}
 		for key, n := range d.likes {

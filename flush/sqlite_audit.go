@@ -99,11 +99,11 @@ SELECT min(key) FROM (
 
 	// One statement, so one snapshot. Sums are made of halves, since those of whole numbers could overflow.
 	sqliteCompareSQL = `
-SELECT key, 'total', count, likes, before_history FROM counters WHERE %[1]s
+SELECT key, 'total', count, likes, before_history, bucket_delta FROM counters WHERE %[1]s
 UNION ALL
-SELECT key, 'history', sum(delta >> 32), sum(delta & 4294967295), 0 FROM history WHERE %[1]s GROUP BY key
+SELECT key, 'history', sum(delta >> 32), sum(delta & 4294967295), 0, 0 FROM history WHERE %[1]s GROUP BY key
 UNION ALL
-SELECT key, 'likes', count(*), 0, 0 FROM likes WHERE liked AND %[1]s GROUP BY key
+SELECT key, 'likes', count(*), 0, 0, 0 FROM likes WHERE liked AND %[1]s GROUP BY key
 ORDER BY key`
 
 	sqliteRepairSQL = `
@@ -184,7 +184,7 @@ type account struct {
 	counted      bool
 	count, likes int64
 	historied    bool    // has a history
-	rows         big.Int // before the history, and the history
+	rows         big.Int // before the history, and the history, in its total's row and others
 	liked        int64   // rows
 }
 
@@ -192,8 +192,8 @@ type account struct {
 func eachAccount(rows *sql.Rows, f func(*account)) error {
 	a := &account{}
 	var key, source string
-	var v [3]int64
-	err := forEachRow(rows, []any{&key, &source, &v[0], &v[1], &v[2]}, func() {
+	var v [4]int64
+	err := forEachRow(rows, []any{&key, &source, &v[0], &v[1], &v[2], &v[3]}, func() {
 		if key != a.key && a.key != "" {
 			f(a)
 			a = &account{}
@@ -202,7 +202,7 @@ func eachAccount(rows *sql.Rows, f func(*account)) error {
 		switch source {
 		case "total":
 			a.counted, a.count, a.likes = true, v[0], v[1]
-			a.rows.Add(&a.rows, big.NewInt(v[2]))
+			a.rows.Add(a.rows.Add(&a.rows, big.NewInt(v[2])), big.NewInt(v[3]))
 		case "history":
 			a.historied = true
 			high := new(big.Int).Lsh(big.NewInt(v[0]), 32)

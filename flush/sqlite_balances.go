@@ -62,35 +62,84 @@ func (w *sqliteWriter) checkBalances() error {
 	})
 }
 
-// balances returns what the ledger holds of keys, in their order, with the bucket that a change would go to: without a
-// history, what was added before one.
-func (s *SQLite) balances(w *sqliteWriter, keys []string, now int64) (map[string]*balance, error) {
+// movedBucket is what has to be done for a row to have another bucket: a bucket is in the key's row or in history, never in both.
+type movedBucket struct {
+	// bucket and history are the row's own, which go to history; noBucket if it has none.
+	bucket, history int64
+	// found says that the other one is in history, from which it goes.
+	found bool
+}
+
+// balances adds to held what the ledger holds of keys, each with the bucket that a change would go to.
+func (s *SQLite) balances(w *sqliteWriter, held *standing, keys []string, now int64) error {
 	all := make([]balance, len(keys))
-	held := make(map[string]*balance, len(keys))
-	var unknown, buckets []any
+	held.buckets, held.balances = true, make(map[string]*balance, len(keys))
+	var unknown []any
 	for i, key := range keys {
-		bucket := s.opts.HistoryOf.of(key, s.opts.History).bucket(now)
 		known, ok := w.known.get(key)
-		if !ok || known.bucket != bucket {
-			known = balance{bucket: bucket}
+		if !ok {
+			known.bucket = noBucket
 			unknown = append(unknown, key)
-			if bucket != noBucket {
-				buckets = append(buckets, key, bucket)
-			}
 		}
 		all[i] = known
-		held[key] = &all[i]
+		held.balances[key] = &all[i]
 	}
 	if err := w.query(&findTotals, unknown, func(row sqliteRow) {
-		b := held[row.text(0)]
+		b := held.balances[row.text(0)]
 		b.total, b.likes, b.before = row.integer(1), row.integer(2), row.integer(3)
-		if b.bucket == noBucket {
-			b.history = b.before // it moves as a bucket would
+		if row[4] != nil {
+			b.bucket, b.history = row.integer(4), row.integer(5)
 		}
 	}); err != nil {
-		return held, err
+		return err
 	}
-	return held, w.query(&findHistory, buckets, func(row sqliteRow) {
-		held[row.text(0)].history = row.integer(1)
+	return s.moveBuckets(w, held, keys, now)
+}
+
+// moveBuckets gives the balances the buckets that changes of this moment go to.
+func (s *SQLite) moveBuckets(w *sqliteWriter, held *standing, keys []string, now int64) error {
+	var others []any
+	for _, key := range keys {
+		b, bucket := held.balances[key], s.opts.HistoryOf.of(key, s.opts.History).bucket(now)
+		if b.unkept = bucket == noBucket; b.unkept || bucket == b.bucket {
+			continue
+		}
+		if held.moved == nil {
+			held.moved = make(map[string]movedBucket)
+		}
+		held.moved[key] = movedBucket{bucket: b.bucket, history: b.history}
+		b.bucket, b.history = bucket, 0
+		others = append(others, key, bucket)
+	}
+	return w.query(&findHistory, others, func(row sqliteRow) {
+		key := row.text(0)
+		moved := held.moved[key]
+		moved.found = true
+		held.moved[key] = moved
+		held.balances[key].history = row.integer(1)
 	})
+}
+
+// setBuckets moves the buckets of keys, whose rows are written next, between these and history.
+func (w *sqliteWriter) setBuckets(held *standing, keys []string) error {
+	if len(held.moved) == 0 {
+		return nil
+	}
+	var add, drop []any
+	for _, key := range keys {
+		moved, ok := held.moved[key]
+		if !ok {
+			continue
+		}
+		if moved.bucket != noBucket {
+			add = append(add, key, moved.bucket, moved.history)
+		}
+		if moved.found {
+			drop = append(drop, key, held.balances[key].bucket)
+		}
+	}
+	if err := w.exec(&addHistory, add); err != nil {
+		return err
+	}
+	return w.exec(&dropHistory, drop)
 }

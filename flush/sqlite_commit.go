@@ -22,7 +22,7 @@ var (
 	findIDs    = many{`SELECT id, fingerprint, changed FROM request_ids WHERE id IN (VALUES `, `)`, 1}
 	findOnce   = many{`SELECT key, actor, period, start FROM once_claims WHERE (key, actor, period, start) IN (VALUES `, `)`, 4}
 	findLikes  = many{`SELECT key, actor, liked FROM likes WHERE (key, actor) IN (VALUES `, `)`, 2}
-	findTotals = many{`SELECT key, count, likes, before_history FROM counters WHERE key IN (VALUES `, `)`, 1}
+	findTotals = many{`SELECT key, count, likes, before_history, bucket, bucket_delta FROM counters WHERE key IN (VALUES `, `)`, 1}
 	// The bucket comes with every key, so that a row of parameters says all.
 	findHistory = many{`SELECT key, delta FROM history WHERE (key, bucket) IN (VALUES `, `)`, 2}
 
@@ -32,9 +32,12 @@ var (
 
 	// Sums are made in Go: SQLite turns one that overflows into a floating point number. All columns are written, so
 	// that a row can be replaced without being read.
-	setTotals  = many{`REPLACE INTO counters (key, count, likes, before_history, updated_at) VALUES `, ``, 5}
-	setHistory = many{`REPLACE INTO history (key, bucket, delta) VALUES `, ``, 3}
-	setLikes   = many{
+	setTotals = many{
+		`REPLACE INTO counters (key, count, likes, before_history, updated_at, bucket, bucket_delta) VALUES `, ``, 7,
+	}
+	addHistory  = many{`INSERT INTO history (key, bucket, delta) VALUES `, ` ON CONFLICT DO UPDATE SET delta = delta + excluded.delta`, 3}
+	dropHistory = many{`DELETE FROM history WHERE (key, bucket) IN (VALUES `, `)`, 2}
+	setLikes    = many{
 		`INSERT INTO likes (key, actor, liked, at) VALUES `,
 		` ON CONFLICT (key, actor) DO UPDATE SET liked = excluded.liked, at = max(excluded.at, likes.at + 1)
 		WHERE liked <> excluded.liked`, 4,
@@ -120,7 +123,6 @@ func (g *group) allUsed(d *decision) bool {
 func (s *SQLite) standing(w *sqliteWriter, g *group, now int64, lookForIDs bool) (*standing, error) {
 	held := &standing{
 		ids: make(map[claimID]keptID), once: make(map[onceClaim]struct{}), liked: make(map[counter.Pair]bool),
-		buckets: true,
 	}
 	if lookForIDs {
 		if err := w.findIDs(g, held); err != nil {
@@ -141,9 +143,7 @@ func (s *SQLite) standing(w *sqliteWriter, g *group, now int64, lookForIDs bool)
 	}); err != nil {
 		return nil, err
 	}
-	var err error
-	held.balances, err = s.balances(w, g.keys(), now)
-	return held, err
+	return held, s.balances(w, held, g.keys(), now)
 }
 
 // findIDs reads which of the group's ids are taken.
@@ -212,23 +212,21 @@ func (s *SQLite) write(w *sqliteWriter, d *decision, held *standing, now int64) 
 	}
 	keys := slices.Sorted(maps.Keys(d.sums.rounds[0])) // every key is in the first round
 	totals := make([]any, 0, setTotals.columns*len(keys))
-	history := make([]any, 0, setHistory.columns*len(keys))
 	for _, key := range keys {
 		b := held.balances[key]
 		b.likes += d.likes[key]
-		if b.bucket == noBucket {
-			b.before = b.history
-		} else {
-			history = append(history, key, b.bucket, b.history)
+		var bucket any
+		if b.bucket != noBucket {
+			bucket = b.bucket
 		}
-		totals = append(totals, key, b.total, b.likes, b.before, now)
+		totals = append(totals, key, b.total, b.likes, b.before, now, bucket, b.history)
 		// Should the transaction fail, the writer is closed, and with it goes what it knows.
 		w.known.put(key, *b)
 	}
-	if err := w.exec(&setTotals, totals); err != nil {
+	if err := w.setBuckets(held, keys); err != nil {
 		return err
 	}
-	return w.exec(&setHistory, history)
+	return w.exec(&setTotals, totals)
 }
 
 // Counts implements DirectLedger.

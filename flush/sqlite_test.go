@@ -240,7 +240,7 @@ func TestSQLiteBalancesChangedByOthers(t *testing.T) {
 	}
 	commit(1)
 	commit(2)
-	mustExec(t, db, `BEGIN; UPDATE counters SET count = count + 100; UPDATE history SET delta = delta + 100; COMMIT`)
+	mustExec(t, db, `BEGIN; UPDATE counters SET count = count + 100, bucket_delta = bucket_delta + 100; COMMIT`)
 	commit(103)
 	commit(104)
 	mustExec(t, db, `BEGIN; DELETE FROM counters; DELETE FROM history; COMMIT`)

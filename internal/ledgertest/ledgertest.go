@@ -68,12 +68,18 @@ type Lists interface {
 	ListLiked(ctx context.Context, actor string, after counter.LikeCursor, limit int) ([]counter.Liked, error)
 }
 
-// Audit fails the test unless every counter's history sums to its total, and its likes are as many as the rows
-// that are liked. It reads what is public, whose columns are the same in every ledger.
+// Audit fails the test unless every counter's history sums to its total, with one row a bucket, and its likes are as many
+// as the rows that are liked. It reads what is public, whose columns are the same in every ledger.
 func Audit(t testing.TB, db *sql.DB) {
 	t.Helper()
 	compareSums(t, db, "history",
 		`SELECT key, CAST(count AS text) FROM counter_totals`, `SELECT key, CAST(delta AS text) FROM counter_history`)
+	var doubled int
+	err := db.QueryRowContext(t.Context(), `SELECT count(*) FROM (SELECT 1 FROM counter_history GROUP BY key, bucket HAVING count(*) > 1) AS d`).
+		Scan(&doubled)
+	if err != nil || doubled != 0 {
+		t.Errorf("%d buckets of history have several rows, %v", doubled, err)
+	}
 	compareSums(t, db, "likes",
 		`SELECT key, CAST(likes AS text) FROM counter_totals`, `SELECT key, '1' FROM likes WHERE liked`)
 }
