@@ -59,7 +59,8 @@ func (c *caller) administrate() {
 			return false, err
 		})
 	default:
-		settled = c.deleteOf(slot, id) && c.importTo(slot, id+"/floor")
+		// A part of what is deleted is pending, as a rule.
+		settled = c.importTo(slot, id+"/pending") && c.deleteOf(slot, id) && c.importTo(slot, id+"/floor")
 	}
 	if settled {
 		c.load.slots <- slot
