@@ -3,6 +3,8 @@ package main_test
 import (
 	"context"
 	"fmt"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/plusone-dev/plusone/client"
@@ -59,6 +61,72 @@ func TestKillWhileAdministrating(t *testing.T) {
 			must(t, err)
 			if got := count(t, c, key); got != 1 {
 				t.Errorf("count is %d after a like", got)
+			}
+			audit(t, args)
+		})
+	}
+}
+
+// Servers that are killed while a counter is deleted, and an actor forgotten, take no more and no less than that, also if the
+// counter is changed and the actor likes all the while. (The fault suite has it in sharded mode.)
+func TestKillWhileAdministratingUnderLoad(t *testing.T) {
+	t.Parallel()
+	for _, m := range modes[:2] {
+		t.Run(m.name, func(t *testing.T) {
+			t.Parallel()
+			args, _ := m.deploy(t)
+			s := startAt(t, args...)
+			c := dial(t, s)
+			ctx := context.Background()
+			const key, actor, callers, likers = "posts/1", "users/busy", 4, 300
+			for i := range likers {
+				_, err := c.Like(ctx, key, fmt.Sprint("actor-", i))
+				must(t, err)
+			}
+			counting := startLoad(t, c, callers, key)
+			var liking sync.WaitGroup
+			var ended atomic.Bool
+			liking.Go(func() {
+				for i := 0; !ended.Load(); i++ {
+					if _, err := c.Like(ctx, fmt.Sprint("other/", i%50), actor); err != nil {
+						t.Errorf("a like under load: %v", err)
+						return
+					}
+				}
+			})
+			counting.progress(100)
+			before := counting.acked[0].Load()
+			var admins sync.WaitGroup
+			admins.Go(func() {
+				if _, err := c.DeleteCounter(ctx, key, ""); err != nil {
+					t.Errorf("Delete: %v", err)
+				}
+			})
+			admins.Go(func() {
+				if _, err := c.ForgetActor(ctx, actor); err != nil {
+					t.Errorf("ForgetActor: %v", err)
+				}
+			})
+			for range 3 {
+				counting.progress(20)
+				s.Restart()
+			}
+			admins.Wait()
+			after := counting.acked[0].Load()
+			counting.progress(50)
+			ended.Store(true)
+			liking.Wait()
+			counting.end()
+			least, most := counting.acked[0].Load()-after-callers, counting.acked[0].Load()-before
+			if got := count(t, c, key); got < least || got > most {
+				t.Errorf("count is %d, and %d to %d came after the Delete", got, least, most)
+			}
+			_, err := c.ForgetActor(ctx, actor)
+			must(t, err)
+			for i := range 50 {
+				if got := count(t, c, fmt.Sprint("other/", i)); got != 0 {
+					t.Errorf("other/%d is %d", i, got)
+				}
 			}
 			audit(t, args)
 		})
