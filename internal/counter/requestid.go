@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"time"
 
+	"github.com/dchest/siphash"
 	"github.com/google/uuid"
 )
 
@@ -76,10 +77,11 @@ type FingerprintKey [16]byte
 func (c *Change) Fingerprint(key *FingerprintKey) uint64 {
 	var buf [512]byte // more than an entry, or all the rest, can take
 	// A sum does not depend on the order. Keys are distinct, so no two entries cancel each other out.
+	k0, k1 := binary.LittleEndian.Uint64(key[:8]), binary.LittleEndian.Uint64(key[8:])
 	var entries uint64
 	for _, e := range c.Entries {
 		b := append(buf[:0], e.Key...)
-		entries += sipHash(key, binary.LittleEndian.AppendUint64(b, uint64(e.Delta)))
+		entries += siphash.Hash(k0, k1, binary.LittleEndian.AppendUint64(b, uint64(e.Delta)))
 	}
 	b := binary.LittleEndian.AppendUint64(buf[:0], entries)
 	b = binary.AppendUvarint(b, uint64(len(c.Entries)))
@@ -95,5 +97,5 @@ func (c *Change) Fingerprint(key *FingerprintKey) uint64 {
 	if c.Reset {
 		b = append(b, 0xff, 0xff)
 	}
-	return sipHash(key, b)
+	return siphash.Hash(k0, k1, b)
 }
