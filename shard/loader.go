@@ -190,9 +190,9 @@ func indexRows(rows []LedgerRow, shards int) map[string]*ledgerKey {
 	}
 	for name, k := range keys {
 		if _, atHome := k.totals[Home(name, shards)]; k.marker == 0 && (len(k.totals) > 1 || !atHome) {
-			// Rows away from home imply a marker that was lost before it reached the ledger; when it was set is
-			// not known, so take it as of old: that is how ids were routed when the rows were made.
-			k.marker = 1
+			// Rows away from home imply a marker that was lost before it reached the ledger: as it was young, ids had not
+			// left home by it. Those that were counted at home before are still met there, or refused for the rollback.
+			k.marker = ImpliedMarker
 		}
 	}
 	return keys

@@ -17,6 +17,9 @@ const (
 	markerWidths = MaxShards
 	// leastWide is below each marker that has a width, and above each time.
 	leastWide Marker = 1 << 50
+	// ImpliedMarker is what a load has for a key that was spread, as its rows away from home say, by a marker that was lost
+	// before it reached the ledger. It becomes a marker of that moment (IMPLIED in load.lua).
+	ImpliedMarker Marker = 1
 )
 
 // NewMarker is the marker of a key that was spread at a time over width shards, from 1 to MaxShards - 1, or over all if

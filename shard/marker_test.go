@@ -44,7 +44,7 @@ func TestMarker(t *testing.T) {
 			t.Errorf("%d is on %s, not on %s", ms, got, date)
 		}
 	}
-	// What is no marker, what rows away from home once implied, and the edges.
+	// What is no marker, and the edges.
 	for m, want := range map[Marker][2]int64{
 		0: {0, 8}, 1: {1, 8}, leastWide - 1: {1<<50 - 1, 8}, leastWide + 1: {1 << 40, 1}, leastWide: {1 << 40, 8},
 		1<<53 - 1: {1<<43 - 1, 8}, 1<<53 - 1024 + 7: {1<<43 - 1, 7}, math.MaxInt64: {math.MaxInt64 >> 10, 8},

@@ -66,17 +66,17 @@ var limitCases = map[string]func(t *testing.T, f *fixture){
 		bases := make([]shard.Base, len(keys))
 		want := shard.WriteReply{}
 		for i, key := range keys {
-			bases[i] = shard.Base{Key: key, Total: 5, Marker: shard.Marker(i + 1), TTL: hour}
-			want.Moved = append(want.Moved, shard.MovedEntry{EntryRef: shard.EntryRef{Shard: 1, Entry: i}, Marker: shard.Marker(i + 1)})
+			bases[i] = shard.Base{Key: key, Total: 5, Marker: shard.Marker(i + 2), TTL: hour}
+			want.Moved = append(want.Moved, shard.MovedEntry{EntryRef: shard.EntryRef{Shard: 1, Entry: i}, Marker: shard.Marker(i + 2)})
 		}
 		f.load(t, 3, 0, bases...)
 		b := f.batch(part(0, entry("x", 1)), part(3, entriesOf(keys, 2)...))
 		f.refused(t, b, want)
 		for i := range keys {
-			b.Shards[1].Markers = append(b.Shards[1].Markers, shard.Marker(i+1))
+			b.Shards[1].Markers = append(b.Shards[1].Markers, shard.Marker(i+2))
 		}
 		f.applied(t, b)
-		f.reads(t, 3, "k9999", shard.KeyValue{Value: 7, Cached: true, Marker: 10_000})
+		f.reads(t, 3, "k9999", shard.KeyValue{Value: 7, Cached: true, Marker: 10_001})
 	},
 
 	"large/window": func(t *testing.T, f *fixture) {

@@ -151,6 +151,11 @@ var readCases = map[string]func(t *testing.T, f *fixture){
 		}
 		f.restoreMarkers(t, 1, map[string]shard.Marker{"few": shard.NewMarker(epochMS, 3)})
 		f.reads(t, 1, "few", shard.KeyValue{Marker: shard.NewMarker(epochMS, 3)})
+		f.load(t, 3, 0, shard.Base{Key: "few", Marker: shard.ImpliedMarker})
+		f.reads(t, 3, "few", shard.KeyValue{Cached: true, Marker: epochMS})
+		f.advance(t, 10)
+		f.load(t, 3, 0, shard.Base{Key: "few", Marker: shard.ImpliedMarker})
+		f.reads(t, 3, "few", shard.KeyValue{Cached: true, Marker: epochMS})
 		f.load(t, 2, 0, shard.Base{Key: "few", Marker: shard.NewMarker(epochMS, widest)})
 		f.reads(t, 2, "few", shard.KeyValue{Cached: true, Marker: shard.NewMarker(epochMS, widest)})
 	},

@@ -220,7 +220,7 @@ type Base struct {
 	Key string
 	// Total is increments and likes, Likes the part of it that comes from likes.
 	Total, Likes int64
-	// Marker is the key's spread marker in the ledger, 0 for none or if the shard is not its home.
+	// Marker is the key's spread marker in the ledger, ImpliedMarker, or 0 for none or if the shard is not its home.
 	Marker Marker
 	TTL    time.Duration
 }

@@ -197,6 +197,13 @@ func (r *Redis) Restore(s Snapshot) {
 	r.shards = cloneAll(s.shards)
 }
 
+// RestoreShard rolls one shard back to a snapshot, as a failover in a cluster does.
+func (r *Redis) RestoreShard(s Snapshot, n int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.shards[n] = s.shards[n].clone()
+}
+
 // FlushAll deletes everything.
 func (r *Redis) FlushAll() {
 	shards := make([]*shardState, r.cfg.Shards)
@@ -273,7 +280,11 @@ func (r *Redis) Load(_ context.Context, n int, watermark int64, bases []shard.Ba
 				total: sum.saturated(), likes: likes.saturated(), expires: now + b.TTL.Milliseconds(),
 			}
 		}
-		if b.Marker != 0 {
+		switch b.Marker {
+		case 0:
+		case shard.ImpliedMarker:
+			s.mark(b.Key, shard.NewMarker(now, 0))
+		default:
 			s.mark(b.Key, b.Marker)
 		}
 	}

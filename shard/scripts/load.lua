@@ -1,8 +1,10 @@
 -- Rule 8: cache bases that were read from the ledger together with its watermark. The totals hold what
 -- the ledger applied of windows up to the watermark: what still sits in those is taken away again.
 --
--- KEYS: the meta key.  ARGV: watermark, then per key: key, total, likes, time to live, marker.
+-- KEYS: the meta key.  ARGV: watermark, then per key: key, total, likes, time to live, marker (IMPLIED: that of now).
 -- Returns 0 and changes nothing if a window above the watermark is being moved into the bases.
+local IMPLIED = '1'
+
 local prefix = prefix_of(KEYS[1])
 local meta = redis.call('HMGET', KEYS[1], 'fin', 'gen', 'big', 'hot')
 local watermark, big, hot = tonumber(ARGV[1]), meta[3], meta[4]
@@ -20,6 +22,7 @@ for i = 2, #ARGV, 5 do
     end
   end
   if marker ~= '0' then
+    if marker == IMPLIED then marker = integer(milliseconds()) end
     redis.call('HSETNX', prefix .. 'spread', key, marker)
     if not hot then
       redis.call('HSET', KEYS[1], 'hot', '1')
