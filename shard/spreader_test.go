@@ -62,9 +62,14 @@ func TestHotKeyIsSpreadOverItsWidth(t *testing.T) {
 				first := open()
 				defer first.Close(t.Context()) //nolint:errcheck // a test's store
 				equal(t, "written by the server that found it hot", hammer(first), want)
+				replies, err := scripts.Read(t.Context(), []shard.KeyGroup{{Shard: home, Keys: []string{key}}})
+				must(t, err)
+				marker := replies[0].Values[0].Marker
 				if width == 1 {
+					equal(t, "marker", marker, 0)
 					return
 				}
+				equal(t, "marker", marker, shard.NewMarker(marker.Time(), width%shards))
 				now.Store(5)
 				second := open()
 				defer second.Close(t.Context()) //nolint:errcheck // a test's store

@@ -66,16 +66,16 @@ func (f *policyFileFlags) openPolicies(bounds policy.Bounds, mode flush.Mode, me
 
 // warnOfSpreading: one file may be for deployments of several modes.
 func warnOfSpreading(set *policy.Set, mode flush.Mode, logger *slog.Logger) {
-	warned := map[string]bool{}
-	warn := func(stated bool, setting, policy string) {
-		if stated && !warned[setting] {
-			warned[setting] = true
-			logger.Warn(setting+" has no effect in this mode, which spreads no keys", "mode", string(mode), "policy", policy)
-		}
-	}
+	var threshold, shards bool // warned of
 	for _, p := range set.All() {
-		warn(p.HotThreshold != policy.DeploymentsThreshold, "hot_threshold", p.Name)
-		warn(p.Shards != 0, "shards", p.Name)
+		if p.HotThreshold != policy.DeploymentsThreshold && !threshold {
+			threshold = true
+			logger.Warn("hot_threshold has no effect in this mode, which spreads no keys", "mode", string(mode), "policy", p.Name)
+		}
+		if p.Shards != 0 && !shards {
+			shards = true
+			logger.Warn("shards has no effect in this mode, which spreads no keys", "mode", string(mode), "policy", p.Name)
+		}
 	}
 }
 
