@@ -80,6 +80,9 @@ func checkRedisNode(info map[string]string, logger *slog.Logger) error {
 	if n, err := strconv.Atoi(major); err != nil || n < minRedisMajor {
 		return fmt.Errorf("its version is %q, and must be %d.0 or later", version, minRedisMajor)
 	}
+	if bits := info["arch_bits"]; bits == "32" {
+		return fmt.Errorf("it is a program of %s bits, whose scripts cannot write the numbers of windows: run one of 64 bits", bits)
+	}
 	if policy := info["maxmemory_policy"]; strings.HasPrefix(policy, "allkeys-") {
 		return fmt.Errorf("its maxmemory-policy is %s, which lets it evict counts that are not in Postgres yet: "+
 			"set it to volatile-lfu, which evicts only what can be loaded again", policy)

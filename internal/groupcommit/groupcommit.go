@@ -80,6 +80,7 @@ const periodWaits = 8
 func New[T any](cfg Config[T], run func(ctx context.Context, batch []T)) *Queue[T] {
 	ctx, cancel := context.WithCancel(context.Background())
 	q := &Queue[T]{cfg: cfg, run: run, cancel: cancel, done: make(chan struct{}), enough: make(chan struct{}, 1)}
+	q.pace.since = time.Now()
 	q.wake.L = &q.mu
 	go q.loop(ctx)
 	return q

@@ -213,12 +213,14 @@ for s = 1, #KEYS do
     local marked = meta[6]
     for i = p + keys, p + 2 * keys - 1 do marked = marked or ARGV[i] ~= '0' end
     if marked then
+      local differing = {}
       each_marker(prefix, p, keys, 1, function(k, marker)
-        if marker == ARGV[p + keys + k] then return end
-        for i = 0, likes - 1 do
-          if numbers[q + LIKE_NUMBERS * i + 1] == k + 1 then note_moved(s, entries + i, marker) end
-        end
+        if marker ~= ARGV[p + keys + k] then differing[k + 1] = marker end
       end)
+      for i = 0, likes - 1 do
+        local marker = differing[numbers[q + LIKE_NUMBERS * i + 1]]
+        if marker then note_moved(s, entries + i, marker) end
+      end
     end
     p, q = p + 2 * keys + 2 * likes, q + LIKE_NUMBERS * likes
   end
