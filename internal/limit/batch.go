@@ -56,7 +56,7 @@ func (b *batch) settle(ctx context.Context, requests []*request) {
 	for ; err == nil && len(refused) > 0; refused = refused[3:] {
 		q := requests[min(max(int(refused[0]), 1), len(requests))-1]
 		lacking := min(max(int(refused[1]), 1), len(q.keys))
-		q.verdict = Verdict{Lacking: lacking - 1, Wait: time.Duration(refused[2]) * time.Microsecond}
+		q.verdict = Verdict{Lacking: lacking - 1, Wait: time.Duration(min(refused[2], maxDebt.Microseconds())) * time.Microsecond}
 	}
 }
 

@@ -115,6 +115,12 @@ type Want struct {
 	Cost int64
 }
 
+// maxDebt is the longest that a bucket is said to lack tokens, some 73 years: a batch may owe more than a Duration holds.
+const maxDebt = time.Duration(1 << 61)
+
+// takes is by how much the cost moves on the moment at which the bucket will be full, in nanoseconds.
+func (w *Want) takes() int64 { return int64(min(math.Round(w.Rate.tokens(w.Cost)), float64(maxDebt))) }
+
 // needed is how many tokens must be there.
 func (w *Want) needed() int64 { return min(w.Cost, w.Rate.Burst) }
 
@@ -139,5 +145,5 @@ func (w *Want) take(full, now int64) (after int64, wait time.Duration) {
 	if needed > 0.5 {
 		return full, time.Duration(math.Ceil(needed))
 	}
-	return full + int64(math.Round(w.Rate.tokens(w.Cost))), 0
+	return full + w.takes(), 0
 }

@@ -131,6 +131,21 @@ func exercise(t *testing.T, l limiter, advance func(time.Duration)) {
 		t.Errorf("after a large batch: %+v", v)
 	}
 
+	// What would take longer to pay for than can be told is owed all the same.
+	debt := Want{Kind: Caller, Scope: "views", Who: "debtor", Rate: rate(t, "1/480h"), Cost: 10_000}
+	if v := take(t, l, debt); !v.Allowed {
+		t.Fatalf("a batch that takes centuries: %+v", v)
+	}
+	debt.Cost = 1
+	for range 2 {
+		if v := take(t, l, debt); v.Allowed || v.Wait < 70*365*24*time.Hour {
+			t.Errorf("after a batch that takes centuries: %+v", v)
+		}
+	}
+	if v := take(t, l, actor("views", "d", "1/1h"), debt); v.Allowed || v.Lacking != 1 {
+		t.Errorf("a debtor beside another: %+v", v)
+	}
+
 	// Another rate of the same bucket holds at once.
 	if v := take(t, l, Want{Kind: Actor, Scope: "views", Who: "b", Rate: rate(t, "2/1h burst 10"), Cost: 1}); !v.Allowed {
 		t.Errorf("a rate that was raised: %+v", v)

@@ -88,7 +88,7 @@ func (m *Memory) giveBack(w *Want) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if full, kept := s.full[id]; kept {
-		s.full[id] = full - int64(w.Rate.tokens(w.Cost))
+		s.full[id] = full - w.takes()
 	}
 }
 
