@@ -9,8 +9,12 @@ import (
 // emptySlots bounds the buckets that are known to be empty, to some 100 bytes each.
 const emptySlots = 1 << 14
 
-// emptyBuckets are buckets that Redis said to lack tokens. Until they can have come, there is no need to ask again. One
-// that is noted takes the place of another. It is safe for concurrent use.
+// maxKnown is for how long Redis is not asked about an empty bucket again: it may have lost the bucket, which is full then.
+// Once in that time is no load, however often a caller tries.
+const maxKnown = time.Second
+
+// emptyBuckets are buckets that Redis said to lack tokens. Until they can have come, and for maxKnown at most, there is no
+// need to ask again. One that is noted takes the place of another. It is safe for concurrent use.
 type emptyBuckets struct {
 	seed  maphash.Seed
 	slots []atomic.Pointer[empty]
@@ -20,8 +24,9 @@ type emptyBuckets struct {
 type empty struct {
 	id    uint64
 	rate  Rate
-	need  int64 // so many tokens are not there
-	until time.Time
+	need  int64     // so many tokens are not there
+	until time.Time // they are not there
+	asked time.Time // when Redis said so
 }
 
 func newEmptyBuckets() *emptyBuckets {
@@ -32,14 +37,14 @@ func newEmptyBuckets() *emptyBuckets {
 func (e *emptyBuckets) wait(w *Want, now time.Time) time.Duration {
 	id := hashOf(e.seed, w)
 	b := e.slots[id%emptySlots].Load()
-	if b == nil || b.id != id || b.rate != w.Rate || w.needed() < b.need {
+	if b == nil || b.id != id || b.rate != w.Rate || w.needed() < b.need || now.Sub(b.asked) >= maxKnown {
 		return 0
 	}
 	return max(0, b.until.Sub(now))
 }
 
-// note is called with what Redis said.
-func (e *emptyBuckets) note(w *Want, until time.Time) {
+// note is called with what Redis said at a time: for how long tokens will lack.
+func (e *emptyBuckets) note(w *Want, now time.Time, wait time.Duration) {
 	id := hashOf(e.seed, w)
-	e.slots[id%emptySlots].Store(&empty{id: id, rate: w.Rate, need: w.needed(), until: until})
+	e.slots[id%emptySlots].Store(&empty{id: id, rate: w.Rate, need: w.needed(), until: now.Add(wait), asked: now})
 }

@@ -147,7 +147,7 @@ func (r *Redis) takeFrom(ctx context.Context, l *lane, wants []Want, offset int)
 		return Verdict{}, err
 	}
 	if !verdict.Allowed {
-		r.empties.note(&wants[verdict.Lacking], time.Now().Add(verdict.Wait))
+		r.empties.note(&wants[verdict.Lacking], time.Now(), verdict.Wait)
 		verdict.Lacking += offset
 	}
 	return verdict, nil

@@ -48,6 +48,29 @@ func TestRedis(t *testing.T) {
 	}
 }
 
+// A bucket that Redis forgot is full, also for a server that knew it to be empty.
+func TestRedisForgets(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	r := newRedis(t, false, server.Addr)
+	want := Want{Kind: Caller, Scope: "views", Who: "web", Rate: rate(t, "1/1h"), Cost: 1}
+	take(t, r, want)
+	for i := range 2 {
+		if v := take(t, r, want); v.Allowed || v.Wait < 59*time.Minute {
+			t.Errorf("try %d of an empty bucket: %+v", i, v)
+		}
+	}
+	server.Do("FLUSHALL")
+	for deadline := time.Now().Add(5 * maxKnown); !take(t, r, want).Allowed; {
+		if time.Now().After(deadline) {
+			t.Fatal("a bucket that Redis forgot is still known to be empty")
+		}
+	}
+	if valueOf(t, r.cfg.Metrics.knownEmpty) == 0 {
+		t.Error("what is known to be empty was asked of Redis")
+	}
+}
+
 // A limit holds for all servers together.
 func TestRedisIsShared(t *testing.T) {
 	t.Parallel()

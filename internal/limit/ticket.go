@@ -102,7 +102,7 @@ func (r *Redis) redeem(ctx context.Context) {
 	now := time.Now()
 	for _, t := range s.tickets {
 		if q := &t.request; q.err == nil && !q.verdict.Allowed {
-			r.empties.note(&q.wants[q.verdict.Lacking], now.Add(q.verdict.Wait))
+			r.empties.note(&q.wants[q.verdict.Lacking], now, q.verdict.Wait)
 		}
 		t.redeemed.Store(true)
 	}
