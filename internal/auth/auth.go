@@ -120,7 +120,7 @@ const (
 	maxCertificateName = 256
 )
 
-// byCertificate looks for the URIs, then the DNS names, then the common name of a certificate.
+// byCertificate looks for the names of a certificate.
 func (a *Authenticator) byCertificate(certificate *x509.Certificate, now time.Time) (*identity.Identity, error) {
 	if now.After(certificate.NotAfter) { // the connection was made before
 		return nil, identity.ErrExpired
@@ -144,14 +144,16 @@ func (a *Authenticator) byCertificate(certificate *x509.Certificate, now time.Ti
 	return nil, identity.ErrUnknownCertificate
 }
 
+// certificateNames are the URIs and then the DNS names of a certificate, or its common name if it has neither: an authority
+// that vouches for those may leave the common name to whoever asks.
 func certificateNames(c *x509.Certificate) []string {
-	names := make([]string, 0, len(c.URIs)+len(c.DNSNames)+1)
+	if len(c.URIs)+len(c.DNSNames) == 0 {
+		return []string{c.Subject.CommonName}
+	}
+	names := make([]string, 0, len(c.URIs)+len(c.DNSNames))
 	for _, uri := range c.URIs {
 		names = append(names, uri.String())
 	}
 	names = append(names, c.DNSNames...)
-	if len(names) >= maxCertificateNames {
-		names = names[:maxCertificateNames-1]
-	}
-	return append(names, c.Subject.CommonName)
+	return names[:min(len(names), maxCertificateNames)]
 }

@@ -49,7 +49,7 @@ type Caller struct {
 	Name string `yaml:"name"`
 	// SHA256 is that of the token, in hex. There is either this or a certificate.
 	SHA256 string `yaml:"sha256,omitempty"`
-	// Certificate is a name in the caller's certificate: a URI, a DNS name or the common name.
+	// Certificate is a name in the caller's certificate: a URI, a DNS name, or the common name if it has neither.
 	Certificate string `yaml:"certificate,omitempty"`
 	// Scopes are what it may do.
 	Scopes []string `yaml:"scopes,flow"`

@@ -59,15 +59,27 @@ func TestCallers(t *testing.T) {
 
 	_, err = a.Authenticate(context.Background(), nil, nil)
 	wantRefusal(t, "nothing", err, identity.ErrNoCredentials)
-	certificate := &x509.Certificate{
-		NotAfter: time.Now().Add(time.Hour), DNSNames: []string{"other", "dns.example"}, Subject: pkix.Name{CommonName: "spiffe://x/mesh"},
-	}
-	for want, uris := range map[string][]*url.URL{"dns": nil, "mesh": {{Scheme: "spiffe", Host: "x", Path: "/mesh"}}} {
-		certificate.URIs = uris
+	certificate := &x509.Certificate{NotAfter: time.Now().Add(time.Hour)}
+	uris := []*url.URL{{Scheme: "spiffe", Host: "x", Path: "/mesh"}}
+	for _, test := range []struct {
+		want string // nobody if empty
+		uris []*url.URL
+		dns  []string
+		cn   string
+	}{
+		{"mesh", uris, []string{"other", "dns.example"}, "other"},
+		{"dns", nil, []string{"other", "dns.example"}, "spiffe://x/mesh"},
+		{"mesh", nil, nil, "spiffe://x/mesh"},
+		{"", nil, []string{"other"}, "spiffe://x/mesh"},
+		{"", []*url.URL{{Scheme: "spiffe", Host: "x", Path: "/other"}}, nil, "spiffe://x/mesh"},
+	} {
+		certificate.URIs, certificate.DNSNames, certificate.Subject.CommonName = test.uris, test.dns, test.cn
 		who, err := a.Authenticate(context.Background(), nil, certificate)
-		must(t, err)
-		if who.Name != want {
-			t.Errorf("the certificate is that of %s, want %s", who.Name, want)
+		switch {
+		case test.want == "":
+			wantRefusal(t, "a common name beside other names", err, identity.ErrUnknownCertificate)
+		case err != nil || who.Name != test.want:
+			t.Errorf("the certificate is that of %+v, %v, want %s", who, err, test.want)
 		}
 	}
 	_, err = a.Authenticate(context.Background(), []string{"Bearer " + oldToken}, certificate)
