@@ -64,12 +64,13 @@ func parseJWKS(data []byte) ([]publicKey, error) {
 		if err := json.Unmarshal(raw, &k); err != nil {
 			return nil, fmt.Errorf("key %d is not a JSON Web Key", i+1)
 		}
-		key, algorithm, err := k.public()
-		switch {
-		case err != nil:
-			return nil, fmt.Errorf("key %d: %w", i+1, err)
-		case key == nil || !k.verifies(algorithm):
+		algorithm, taken := k.kind()
+		if !taken || !k.verifies(algorithm) {
 			continue
+		}
+		key, err := k.public()
+		if err != nil {
+			return nil, fmt.Errorf("key %d: %w", i+1, err)
 		}
 		if slices.ContainsFunc(public, func(p publicKey) bool { return p.id == k.ID && p.algorithm == algorithm }) {
 			return nil, fmt.Errorf("key %d: another key has the same kid", i+1)
@@ -88,23 +89,33 @@ func (k *jwk) verifies(algorithm string) bool {
 		(k.Operations == nil || slices.Contains(k.Operations, "verify"))
 }
 
-// public returns the key and the algorithm of its kind, or nil if its kind is not taken.
-func (k *jwk) public() (key any, algorithm string, err error) {
+// kind returns the algorithm of the key's kind, if that is taken.
+func (k *jwk) kind() (algorithm string, taken bool) {
 	switch {
 	case k.Type == "RSA":
-		key, err = k.rsa()
-		return key, jwt.SigningMethodRS256.Name, err
+		return jwt.SigningMethodRS256.Name, true
 	case k.Type == "EC" && k.Curve == "P-256":
-		key, err = k.p256()
-		return key, jwt.SigningMethodES256.Name, err
+		return jwt.SigningMethodES256.Name, true
 	case k.Type == "OKP" && k.Curve == "Ed25519":
+		return jwt.SigningMethodEdDSA.Alg(), true
+	default:
+		return "", false
+	}
+}
+
+// public returns the key, of a kind that is taken.
+func (k *jwk) public() (any, error) {
+	switch k.Type {
+	case "RSA":
+		return k.rsa()
+	case "EC":
+		return k.p256()
+	default:
 		x, err := base64.RawURLEncoding.DecodeString(k.X)
 		if err != nil || len(x) != ed25519.PublicKeySize {
-			return nil, "", errors.New("x is not an Ed25519 key")
+			return nil, errors.New("x is not an Ed25519 key")
 		}
-		return ed25519.PublicKey(x), jwt.SigningMethodEdDSA.Alg(), nil
-	default:
-		return nil, "", nil
+		return ed25519.PublicKey(x), nil
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
+	"maps"
 	"os"
 	"strings"
 	"testing"
@@ -250,6 +251,14 @@ func TestJWKS(t *testing.T) {
 	public, err := parseJWKS(jwks(t, k, map[string]any{"kty": "new"}, r, with(jwkOf(d), "key_ops", []string{"verify"})))
 	if err != nil || len(public) != 3 {
 		t.Errorf("%d keys, %v", len(public), err)
+	}
+	// What is wrong with a key for another purpose does not matter.
+	short := with(jwkOf(r), "n", b64(bytes.Repeat([]byte{0xff}, 128)))
+	for field, value := range map[string]any{"use": "enc", "alg": "RSA-OAEP", "key_ops": []string{"encrypt"}} {
+		other := with(maps.Clone(short), field, value)
+		if public, err := parseJWKS(jwks(t, d, other)); err != nil || len(public) != 1 {
+			t.Errorf("beside a short key with another %s: %d keys, %v", field, len(public), err)
+		}
 	}
 }
 
