@@ -144,6 +144,10 @@ func (p *parser) mapping(n *yaml.Node, what string, read map[string]func(*yaml.N
 			continue
 		}
 		lines[key.Value] = key.Line
+		if value.Kind == yaml.AliasNode { // readers would take its name for a value
+			p.problem(value, "%s is an alias: state its value", quoted(key.Value))
+			continue
+		}
 		if reader, known := read[key.Value]; known {
 			reader(value)
 		} else {
