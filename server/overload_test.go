@@ -110,7 +110,9 @@ func TestItemsInFlightAreBounded(t *testing.T) {
 // Every request of the API is admitted by what it costs, also those that a later version adds.
 func TestItemsOfRequests(t *testing.T) {
 	t.Parallel()
-	for _, file := range []protoreflect.FileDescriptor{plusonev1.File_plusone_v1_counter_proto, plusonev1.File_plusone_v1_report_proto} {
+	files := 0
+	protoregistry.GlobalFiles.RangeFilesByPackage("plusone.v1", func(file protoreflect.FileDescriptor) bool {
+		files++
 		for i := range file.Services().Len() {
 			methods := file.Services().Get(i).Methods()
 			for j := range methods.Len() {
@@ -123,6 +125,10 @@ func TestItemsOfRequests(t *testing.T) {
 				}
 			}
 		}
+		return true
+	})
+	if files < 3 {
+		t.Errorf("%d files of the API are looked at", files)
 	}
 	for _, tc := range []struct {
 		req  any
@@ -132,6 +138,10 @@ func TestItemsOfRequests(t *testing.T) {
 		{&plusonev1.UnlikeRequest{}, 1},
 		{&plusonev1.BatchGetLikesRequest{Keys: make([]string, 7)}, 7},
 		{&plusonev1.BatchGetLikesRequest{Keys: make([]string, 5_000)}, 1_000},
+		{&plusonev1.ImportRequest{Totals: make([]*plusonev1.ImportTotal, 7), Likes: make([]*plusonev1.ImportLike, 5)}, 12},
+		{&plusonev1.ImportRequest{Totals: make([]*plusonev1.ImportTotal, 7_000), Likes: make([]*plusonev1.ImportLike, 5_000)}, 10_000},
+		{&plusonev1.DeleteRequest{}, 1_000},
+		{&plusonev1.ForgetActorRequest{}, 1_000},
 		{&plusonev1.ListLikersRequest{}, 100},
 		{&plusonev1.ListLikersRequest{PageSize: 7}, 7},
 		{&plusonev1.ListLikedRequest{PageSize: 5_000}, 1_000},
