@@ -89,7 +89,7 @@ func parseCallers(data []byte) (*callers, error) {
 	decoder := yaml.NewDecoder(bytes.NewReader(data))
 	decoder.KnownFields(true)
 	if err := decoder.Decode(&file); err != nil && !errors.Is(err, io.EOF) {
-		return nil, errors.New(withoutValues(err.Error()))
+		return nil, withoutValues(err)
 	}
 	if err := decoder.Decode(new(any)); !errors.Is(err, io.EOF) {
 		return nil, errors.New("it must be one YAML document")
@@ -117,10 +117,37 @@ func parseCallers(data []byte) (*callers, error) {
 	return all, nil
 }
 
-var quoted = regexp.MustCompile("`[^`]*`" + `|"(?:[^"\\]|\\.)*"`)
+// withoutValues takes what the file says out of an error of YAML: somebody may have put a token in the wrong place, as a
+// value, a key, a tag or the name of an anchor. The line stays.
+func withoutValues(err error) error {
+	var wrong *yaml.TypeError
+	if !errors.As(err, &wrong) {
+		return errors.New(withoutQuotes(err.Error()))
+	}
+	texts := make([]string, len(wrong.Errors))
+	for i, text := range wrong.Errors {
+		texts[i] = withoutQuotes(text)
+	}
+	return errors.New("yaml: " + strings.Join(texts, "; "))
+}
 
-// withoutValues takes the values out of an error of YAML: somebody may have put a token in the wrong place.
-func withoutValues(message string) string { return quoted.ReplaceAllString(message, "a value") }
+// quotes are what an error may quote, up to the last of the words that follow, as the file may have these too.
+var quotes = []struct {
+	pattern *regexp.Regexp
+	instead string
+}{
+	{regexp.MustCompile(`(?s)field .* not found in type .*`), "unknown field"},
+	{regexp.MustCompile(`(?s)cannot (unmarshal|decode) .* (into|as a) `), "cannot $1 a value $2 "},
+	{regexp.MustCompile(`(?s)anchor '.*'`), "anchor"},
+	{regexp.MustCompile("(?s)`.*`" + `|"(?:[^"\\]|\\.)*"`), "a value"},
+}
+
+func withoutQuotes(text string) string {
+	for _, q := range quotes {
+		text = q.pattern.ReplaceAllString(text, q.instead)
+	}
+	return text
+}
 
 func checkCallerName(name string) error {
 	switch {
