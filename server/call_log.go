@@ -2,8 +2,13 @@ package server
 
 import (
 	"context"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 
@@ -17,13 +22,16 @@ import (
 const maxLinesPerSecond = 10
 
 // callLog logs failed calls: those that are the server's fault as errors, those that are for want of
-// capacity or time as warnings, the caller's own as info. These lines have neither keys nor actors. At debug level there is
-// a line for each call besides, which has them.
+// capacity or time as warnings, the caller's own as info. These lines have neither keys nor actors, nor names of callers that
+// hold an actor's id. At debug level there is a line for each call besides, which has them.
 type callLog struct {
 	logger  *slog.Logger
 	metrics *metrics
 	traced  bool // calls may have traces
 	debug   bool // each call is logged
+	// pseudonymKey is nowhere else, so pseudonyms do not tell whom they stand for: a hash without a key would not hide an id
+	// that can be guessed.
+	pseudonymKey [sha256.Size]byte
 
 	errors, warnings, infos lineLimit
 	// refusals are apart from infos, as anybody can cause them.
@@ -32,11 +40,26 @@ type callLog struct {
 
 // newCallLog makes a log. Whether it logs each call does not change later, so that otherwise a call costs nothing.
 func newCallLog(logger *slog.Logger, traced bool, m *metrics) *callLog {
-	return &callLog{logger: logger, metrics: m, traced: traced, debug: logger.Enabled(context.Background(), slog.LevelDebug)}
+	l := &callLog{logger: logger, metrics: m, traced: traced, debug: logger.Enabled(context.Background(), slog.LevelDebug)}
+	_, _ = rand.Read(l.pseudonymKey[:]) // it never fails
+	return l
+}
+
+// nameOf is the name of a caller, or what stands for it in lines above debug level.
+func (l *callLog) nameOf(who *identity.Identity) string {
+	if !who.Personal {
+		return who.Name
+	}
+	kind, _, _ := strings.Cut(who.Name, ":")
+	mac := hmac.New(sha256.New, l.pseudonymKey[:])
+	_, _ = mac.Write([]byte(who.Name)) // it never fails
+	return kind + ":#" + hex.EncodeToString(mac.Sum(nil)[:8])
 }
 
 // attrs are what all lines about a call have.
-func (l *callLog) attrs(ctx context.Context, method string, req any, took time.Duration, st *status.Status) []slog.Attr {
+func (l *callLog) attrs(ctx context.Context, method string, req any, took time.Duration, st *status.Status,
+	nameOf func(*identity.Identity) string,
+) []slog.Attr {
 	attrs := []slog.Attr{
 		slog.String("method", method),
 		slog.String("code", st.Code().String()),
@@ -46,7 +69,7 @@ func (l *callLog) attrs(ctx context.Context, method string, req any, took time.D
 		attrs = append(attrs, slog.String("request_id", id))
 	}
 	if who := identity.FromContext(ctx); who != nil {
-		attrs = append(attrs, slog.String("caller", who.Name))
+		attrs = append(attrs, slog.String("caller", nameOf(who)))
 	}
 	if l.traced {
 		if id := traceID(ctx); id != "" {
@@ -58,14 +81,15 @@ func (l *callLog) attrs(ctx context.Context, method string, req any, took time.D
 
 // called logs a call with what it was about, at debug level. The request is nil if it came as a stream.
 func (l *callLog) called(ctx context.Context, method string, req any, took time.Duration, err error) {
-	attrs := append(l.attrs(ctx, method, req, took, status.Convert(err)), subjectAttrs(req)...)
+	fullName := func(who *identity.Identity) string { return who.Name }
+	attrs := append(l.attrs(ctx, method, req, took, status.Convert(err), fullName), subjectAttrs(req)...)
 	l.logger.LogAttrs(ctx, slog.LevelDebug, "call", attrs...)
 }
 
 // callFailed logs a failed call. The request is nil if it came as a stream.
 func (l *callLog) callFailed(ctx context.Context, method string, req any, took time.Duration, err error) {
 	st := status.Convert(err)
-	attrs := append(l.attrs(ctx, method, req, took, st), slog.String("message", st.Message()))
+	attrs := append(l.attrs(ctx, method, req, took, st, l.nameOf), slog.String("message", st.Message()))
 	if cause := errors.Unwrap(err); cause != nil {
 		attrs = append(attrs, slog.String("cause", cause.Error()))
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -136,5 +137,38 @@ func TestCallerIsLogged(t *testing.T) {
 	log.callFailed(ctx, "/m", &plusonev1.GetRequest{Key: "k"}, time.Second, status.Error(codes.Internal, "x"))
 	if line := out.String(); !strings.Contains(line, "caller=web") || strings.Contains(line, "bound") {
 		t.Errorf("%s", line)
+	}
+}
+
+// The name of a caller that is an actor's id is in lines at level debug alone. Others tell such callers apart, as long as
+// the process lasts.
+func TestPersonsAreNotLogged(t *testing.T) {
+	t.Parallel()
+	var out safeBuffer
+	logger := slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	first, second := newCallLog(logger, false, newMetrics()), newCallLog(logger, false, newMetrics())
+	fail := func(log *callLog, subject string) (caller string) {
+		t.Helper()
+		before := len(out.String())
+		ctx := identity.NewContext(t.Context(), &identity.Identity{Name: "jwt:" + subject, Actor: subject, Personal: true})
+		log.callFailed(ctx, "/m", &plusonev1.GetRequest{Key: "k"}, time.Second, status.Error(codes.NotFound, "x"))
+		_, caller, _ = strings.Cut(out.String()[before:], "caller=")
+		caller, _, _ = strings.Cut(caller, " ")
+		return caller
+	}
+	ann := fail(first, "user:ann")
+	if !regexp.MustCompile(`^jwt:#[0-9a-f]{16}$`).MatchString(ann) || fail(first, "user:ann") != ann {
+		t.Errorf("a caller is logged as %s, and as %s", ann, fail(first, "user:ann"))
+	}
+	if fail(first, "user:bob") == ann || fail(second, "user:ann") == ann {
+		t.Errorf("another caller, or that of another process, is logged as %s as well", ann)
+	}
+	if text := out.String(); strings.Contains(text, "user:") {
+		t.Errorf("an actor was logged:\n%s", text)
+	}
+	ctx := identity.NewContext(t.Context(), &identity.Identity{Name: "jwt:user:ann", Personal: true})
+	first.called(ctx, "/m", &plusonev1.GetRequest{Key: "k"}, time.Second, nil)
+	if !strings.Contains(out.String(), "caller=jwt:user:ann") {
+		t.Errorf("at level debug the name is missing:\n%s", out.String())
 	}
 }

@@ -260,14 +260,14 @@ func (c *claims) identity() (identity.Identity, error) {
 		c.Actor != "" && !text(c.Actor, counter.MaxActorBytes) {
 		return identity.Identity{}, identity.ErrWrongClaims
 	}
-	who := identity.Identity{Name: jwtPrefix + c.Subject, Namespaces: c.Namespaces, Actor: c.Actor}
+	who := identity.Identity{Name: jwtPrefix + c.Subject, Personal: true, Namespaces: c.Namespaces, Actor: c.Actor}
 	if who.Actor == "" {
 		who.Actor = c.Subject
 	}
 	for name := range strings.FieldsSeq(c.Scope) {
 		who.Scopes |= scopes[name]
 		if name == serviceScope {
-			who.Actor = c.Actor
+			who.Actor, who.Personal = c.Actor, c.Actor == c.Subject
 		}
 	}
 	return who, nil

@@ -165,6 +165,9 @@ func TestJWTClaims(t *testing.T) {
 		"a service for one actor": {
 			jwt.MapClaims{"scope": "service read", "actor": "u7"}, identity.Identity{Actor: "u7", Scopes: identity.Read},
 		},
+		"the subject as a service": {
+			jwt.MapClaims{"scope": "service read", "actor": "user:7"}, identity.Identity{Actor: "user:7", Scopes: identity.Read},
+		},
 		"no scope":      {jwt.MapClaims{"scope": nil}, identity.Identity{Actor: "user:7"}},
 		"other scopes":  {jwt.MapClaims{"scope": "readwrite Read read:all"}, identity.Identity{Actor: "user:7"}},
 		"no namespaces": {jwt.MapClaims{"namespaces": nil}, identity.Identity{Actor: "user:7", Scopes: identity.Read | identity.Write}},
@@ -173,6 +176,9 @@ func TestJWTClaims(t *testing.T) {
 		must(t, err)
 		if who.Actor != test.want.Actor || who.Scopes != test.want.Scopes {
 			t.Errorf("%s: %+v, want %+v", name, who, test.want)
+		}
+		if who.Personal == strings.HasPrefix(name, "a service") {
+			t.Errorf("%s: personal is %v", name, who.Personal)
 		}
 		if name == "no namespaces" && who.Touches("views") {
 			t.Error("a token without namespaces touches some")

@@ -25,6 +25,8 @@ const (
 type Identity struct {
 	// Name tells identities apart, for limits and logs.
 	Name string
+	// Personal says that the name has an actor's id in it, so that no log may have it above level debug but that of audits.
+	Personal bool
 	// Scopes are what it may do.
 	Scopes Scope
 	// Namespaces are patterns of the namespaces that it may touch: a name, a name's beginning and a *, or * for all.

@@ -62,6 +62,11 @@ func TestNoSecrets(t *testing.T) {
 		told.WriteString(output)
 	}
 
+	for line := range strings.Lines(string(s.Output())) {
+		if !strings.Contains(line, `"level":"DEBUG"`) && strings.Contains(line, "user:7") {
+			t.Errorf("the log names a person: %s", line)
+		}
+	}
 	secrets := map[string]string{
 		"the token": token, "its random part": strings.TrimPrefix(token, "plusone_"), "a JWT": good,
 		"the signature of a JWT": good[strings.LastIndex(good, ".")+1:], "a forged JWT": bad, "the secret": string(s.secret),
