@@ -2,8 +2,13 @@ package server
 
 import (
 	"fmt"
+	"maps"
 	"math"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -18,6 +23,31 @@ import (
 	plusonev1 "github.com/plusone-dev/plusone/api/plusone/v1"
 	"github.com/plusone-dev/plusone/internal/counter"
 )
+
+// The metric of broken requests has each field from the start: alerts on a rise from nothing miss the first event of others.
+func TestFieldsOfInvalidRequests(t *testing.T) {
+	t.Parallel()
+	files, err := filepath.Glob("*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	named := map[string]bool{}
+	for _, file := range files {
+		if strings.HasSuffix(file, "_test.go") {
+			continue
+		}
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, found := range regexp.MustCompile(`(?:\.add|checkText)\("([a-z_]+)"`).FindAllSubmatch(text, -1) {
+			named[string(found[1])] = true
+		}
+	}
+	if got := slices.Sorted(maps.Keys(named)); !slices.Equal(got, checkedFields) {
+		t.Errorf("checks name the fields %q, and the metric has %q", got, checkedFields)
+	}
+}
 
 func TestIncrementChecks(t *testing.T) {
 	t.Parallel()

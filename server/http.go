@@ -30,14 +30,18 @@ const indexPage = `<!doctype html>
 `
 
 // NewMonitor returns an HTTP server with the endpoints of a Server, for a process that serves no gRPC. It is
-// healthy while it runs; mode is shown by /healthz.
+// healthy while it runs; mode is shown by /healthz. It adds a metric to the registry, which must not have it.
 func NewMonitor(registry *prometheus.Registry, logger *slog.Logger, mode string) *http.Server {
-	return newHTTPServer(registry, logger, mode, func(context.Context) bool { return true })
+	suppressed := newLogsSuppressed()
+	registry.MustRegister(suppressed)
+	return newHTTPServer(registry, logger, mode, suppressed, func(context.Context) bool { return true })
 }
 
 // newHTTPServer serves metrics, health and a page that says what this is. healthy says whether the server
 // can serve.
-func newHTTPServer(registry *prometheus.Registry, logger *slog.Logger, mode string, healthy func(context.Context) bool) *http.Server {
+func newHTTPServer(registry *prometheus.Registry, logger *slog.Logger, mode string, suppressed prometheus.Counter,
+	healthy func(context.Context) bool,
+) *http.Server {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/html; charset=utf-8")
@@ -66,20 +70,23 @@ func newHTTPServer(registry *prometheus.Registry, logger *slog.Logger, mode stri
 		WriteTimeout:      20 * time.Second,
 		IdleTimeout:       time.Minute,
 		MaxHeaderBytes:    16 << 10,
-		ErrorLog:          log.New(&httpLog{logger: logger}, "", 0),
+		ErrorLog:          log.New(&httpLog{logger: logger, suppressed: suppressed}, "", 0),
 	}
 }
 
 // httpLog takes what net/http complains of, which strangers can cause as often as they like.
 type httpLog struct {
-	logger *slog.Logger
-	limit  lineLimit
+	logger     *slog.Logger
+	suppressed prometheus.Counter
+	limit      lineLimit
 }
 
 // Write logs a line, or leaves it out if there were too many.
 func (l *httpLog) Write(line []byte) (int, error) {
 	if suppressed, ok := l.limit.take(time.Now()); ok {
 		l.logger.Warn("HTTP connection failed", "cause", string(bytes.TrimSpace(line)), "suppressed_before", suppressed)
+	} else {
+		l.suppressed.Inc()
 	}
 	return len(line), nil
 }

@@ -56,7 +56,7 @@ func newMetrics() *metrics {
 		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "plusone_auth_refused_total", Help: "Calls refused because of who makes them, by reason.",
 		}, []string{"reason"}),
-		logsSuppressed: counter("plusone_server_logs_suppressed_total", "Log lines of failed calls left out to bound the log."),
+		logsSuppressed: newLogsSuppressed(),
 		changes:        newChangeMetrics(),
 	}
 	for _, refusal := range identity.Refusals() {
@@ -72,6 +72,13 @@ func newMetrics() *metrics {
 		m.invalid.WithLabelValues(field)
 	}
 	return m
+}
+
+// newLogsSuppressed counts the lines that a lineLimit leaves out.
+func newLogsSuppressed() prometheus.Counter {
+	return prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "plusone_server_logs_suppressed_total", Help: "Log lines of failed calls and HTTP connections left out to bound the log.",
+	})
 }
 
 // register adds the metrics to a registry, with gauges that read the cache and the admission.
@@ -101,7 +108,7 @@ func (m *metrics) register(registry *prometheus.Registry, cache *countCache, in 
 
 // checkedFields are those of requests of which a check may find something wrong.
 var checkedFields = []string{
-	"actor", "delta", "entries", "key", "keys", "max_age", "min_as_of", "once_per", "page_size", "page_token", "request_id",
+	"actor", "delta", "entries", "key", "keys", "likes", "max_age", "min_as_of", "once_per", "page_size", "page_token", "request_id", "totals",
 }
 
 // The limits of what is in flight.

@@ -3,11 +3,15 @@ package server
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
 	"google.golang.org/grpc/codes"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/protobuf/reflect/protoreflect"
@@ -169,6 +173,26 @@ func TestPanicIsInternal(t *testing.T) {
 	if log := r.log.String(); !strings.Contains(log, "hunter2") || !strings.Contains(log, "overload_test.go") {
 		t.Errorf("the log lacks the panic or its stack:\n%s", log)
 	}
+}
+
+// Lines about HTTP connections that are left out are counted as those of calls are.
+func TestHTTPLogIsBounded(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var out safeBuffer
+		m := newMetrics()
+		s := newHTTPServer(prometheus.NewRegistry(), slog.New(slog.NewTextHandler(&out, nil)), "test", m.logsSuppressed, nil)
+		for range 3 * maxLinesPerSecond {
+			s.ErrorLog.Print("broken")
+		}
+		if n := strings.Count(out.String(), "broken"); n != maxLinesPerSecond {
+			t.Errorf("%d lines", n)
+		}
+		var value dto.Metric
+		if err := m.logsSuppressed.Write(&value); err != nil || value.GetCounter().GetValue() != 2*maxLinesPerSecond {
+			t.Errorf("%v lines were counted as left out, %v", value.GetCounter().GetValue(), err)
+		}
+	})
 }
 
 func TestLogIsBounded(t *testing.T) {

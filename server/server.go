@@ -107,7 +107,7 @@ func New(store Store, reports Reports, config Config) (*Server, error) {
 	s.serveMethods(store, reports, config, m, gate, deadlines)
 	s.SetNotServing()
 
-	s.http = newHTTPServer(config.Registry, config.Logger, config.Mode, func(ctx context.Context) bool {
+	s.http = newHTTPServer(config.Registry, config.Logger, config.Mode, m.logsSuppressed, func(ctx context.Context) bool {
 		if !s.serving.Load() || s.stopping.Load() {
 			return false
 		}

@@ -21,6 +21,36 @@ func readDoc(t *testing.T, name string) string {
 	return string(text)
 }
 
+// A table ends with a blank line, or what follows is a row of it; no metric has two rows.
+func TestTables(t *testing.T) {
+	t.Parallel()
+	docs, err := filepath.Glob("../../docs/*.md")
+	must(t, err)
+	for _, path := range append(docs, "../../README.md") {
+		text, err := os.ReadFile(path)
+		must(t, err)
+		within, rows := false, map[string]bool{}
+		for i, line := range strings.Split(string(text), "\n") {
+			line = strings.TrimSpace(line)
+			row := strings.HasPrefix(line, "|")
+			if within && !row && line != "" {
+				t.Errorf("%s:%d: a table has no blank line after it", path, i+1)
+			}
+			within = row
+			if !strings.HasPrefix(line, "| `plusone_") {
+				continue
+			}
+			cell, _, _ := strings.Cut(line[2:], " | ")
+			for _, name := range metricName.FindAllString(cell, -1) {
+				if rows[name] {
+					t.Errorf("%s:%d: %s is in a row before", path, i+1, name)
+				}
+				rows[name] = true
+			}
+		}
+	}
+}
+
 // helpOf is the help of a command, each flag on a line of its own.
 func helpOf(t *testing.T, command string) string {
 	t.Helper()
