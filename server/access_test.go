@@ -340,20 +340,55 @@ func (s *fakeStream) RecvMsg(m any) error {
 func TestListLikedIsCut(t *testing.T) {
 	t.Parallel()
 	reports := &scriptedReports{}
-	for i, key := range []string{"views/a", "secret/b", "likes/c"} {
-		reports.likes = append(reports.likes, counter.Liked{Pair: counter.Pair{Key: key, Actor: "user:any"}, At: storeTime.Add(-time.Duration(i) * time.Second)})
+	var all, mine []string
+	for i := range 4 * counter.MaxListed { // rows of others are between, and many at a time
+		key := fmt.Sprint("secret/", i)
+		if i%1_300 == 7 || i < 3 {
+			key = fmt.Sprint("likes/", i)
+			mine = append(mine, key)
+		}
+		all = append(all, key)
+		reports.likes = append(reports.likes, counter.Liked{
+			Pair: counter.Pair{Key: key, Actor: "user:any"}, At: storeTime.Add(-time.Duration(i) * time.Second),
+		})
 	}
 	r := startWith(t, &scriptedStore{}, reports, Config{Authenticator: people})
-	resp, err := r.reports.ListLiked(as("views"), &plusonev1.ListLikedRequest{Actor: "user:any"})
-	if err != nil {
-		t.Fatal(err)
+	list := func(caller string, size int32) (keys []string, pages int) {
+		for token := ""; ; pages++ {
+			resp, err := r.reports.ListLiked(as(caller), &plusonev1.ListLikedRequest{Actor: "user:any", PageSize: size, PageToken: token})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, l := range resp.Liked {
+				keys = append(keys, l.Key)
+			}
+			if token = resp.NextPageToken; token == "" {
+				return keys, pages + 1
+			}
+			if len(resp.Liked) != int(size) {
+				t.Errorf("a page of %d has %d likes, and is not the last", size, len(resp.Liked))
+			}
+			cursor, ok := parsePageToken(likedByActor, "user:any", token)
+			if !ok || cursor.Name != keys[len(keys)-1] {
+				t.Fatalf("a token has %q, and the last key is %q", cursor.Name, keys[len(keys)-1])
+			}
+		}
 	}
-	var keys []string
-	for _, l := range resp.Liked {
-		keys = append(keys, l.Key)
+	for size := range int32(len(mine) + 2) {
+		if size == 0 {
+			continue
+		}
+		keys, pages := list("views", size)
+		if want := (len(mine) + int(size) - 1) / int(size); !slices.Equal(keys, mine) || pages != want {
+			t.Errorf("pages of %d: %q in %d pages, want %q in %d", size, keys, pages, mine, want)
+		}
 	}
-	if !slices.Equal(keys, []string{"views/a", "likes/c"}) {
-		t.Errorf("the list is %q", keys)
+	if keys, _ := list("report", counter.MaxListed); !slices.Equal(keys, all) {
+		t.Errorf("who may touch all namespaces sees %d of %d", len(keys), len(all))
+	}
+	reports.likes = slices.DeleteFunc(reports.likes, func(l counter.Liked) bool { return slices.Contains(mine, l.Key) })
+	if keys, pages := list("views", 1); len(keys) != 0 || pages != 1 {
+		t.Errorf("of nothing: %q in %d pages", keys, pages)
 	}
 }
 

@@ -42,8 +42,8 @@ func (l list) cursor(like counter.Liked) counter.LikeCursor {
 //	cursor.Name the rest
 //
 // It is a place in one list, the same on all servers, and for as long as the list is. The checksum tells a token
-// of another list and a damaged one. It is not secret, and need not be: who makes a token up reads his list from
-// a place of his own choice.
+// of another list and a damaged one. It is not secret: who has it may see the like that it is behind, so none is made of a
+// like that its reader may not see; and who makes a token up reads his list from a place of his own choice.
 const (
 	tokenVersion     = 1
 	tokenHeaderBytes = 1 + 8 + 8

@@ -54,18 +54,38 @@ func (s *reportService) ListLiked(ctx context.Context, req *plusonev1.ListLikedR
 	}
 	within, cancel := answerContext(ctx, s.config.RequestTimeout)
 	defer cancel()
-	likes, err := s.reports.ListLiked(within, req.Actor, p.after, p.size+1)
+	likes, err := s.liked(within, p, identity.FromContext(ctx))
 	if err != nil {
 		return nil, readError(ctx, err)
 	}
 	likes, next := p.cut(likes)
-	if who := identity.FromContext(ctx); who != nil {
-		// The page is shorter for it, and the next one begins where it would.
-		likes = slices.DeleteFunc(likes, func(l counter.Liked) bool { return !who.Touches(counter.Namespace(l.Key)) })
-	}
 	resp := &plusonev1.ListLikedResponse{Liked: make([]*plusonev1.LikedKey, len(likes)), NextPageToken: next}
 	for i, like := range likes {
 		resp.Liked[i] = &plusonev1.LikedKey{Key: like.Key, LikedAt: timestamppb.New(like.At)}
 	}
 	return resp, nil
+}
+
+// liked returns the likes of a page, and one more if there is one, of what the caller may touch: a page is cut, and its
+// token made, where the caller may see the like. It reads on until it has them, for as long as ctx lets it, and holds no more of
+// them than a page and a read.
+func (s *reportService) liked(ctx context.Context, p page, who *identity.Identity) ([]counter.Liked, error) {
+	var page []counter.Liked
+	for after, limit := p.after, p.size+1; ; limit = counter.MaxListed {
+		likes, err := s.reports.ListLiked(ctx, p.of, after, limit)
+		if err != nil {
+			return nil, err
+		}
+		more := len(likes) == limit
+		if more {
+			after = p.list.cursor(likes[limit-1])
+		}
+		if who != nil {
+			likes = slices.DeleteFunc(likes, func(l counter.Liked) bool { return !who.Touches(counter.Namespace(l.Key)) })
+		}
+		page = append(page, likes[:min(len(likes), p.size+1-len(page))]...)
+		if !more || len(page) > p.size {
+			return page, nil
+		}
+	}
 }
