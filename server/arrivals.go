@@ -48,6 +48,8 @@ type arrival struct {
 	list       *arrivalList
 	prev, next *arrival
 	stream     ender
+	request    any
+	fault      error // what is wrong with the request, by the codec
 	began      int64 // tick
 	over       bool  // it has left the list
 	ended      bool  // by end
@@ -58,6 +60,9 @@ type ender interface {
 	WriteStatus(*status.Status) error
 }
 
+// errNotArrived is the error of a call that was ended.
+var errNotArrived error = &rpcError{status: statusOverloaded}
+
 func newArrivals(m *metrics) *arrivals {
 	a := &arrivals{shed: m.shed.WithLabelValues(limitArrivals)}
 	for i := range a.lists {
@@ -67,29 +72,38 @@ func newArrivals(m *metrics) *arrivals {
 	return a
 }
 
-// await receives a request, by a function that returns once it has arrived, or once the call has ended. If the call
-// was ended here, that is the error, whatever has arrived since.
-func (a *arrivals) await(ctx context.Context, receive func() error) error {
+// await receives a request, by a function that returns once it has arrived, or once the call has ended. It is given the
+// arrival, into whose request the codec decodes. If the call was ended here, that is the error, whatever has arrived since.
+func (a *arrivals) await(ctx context.Context, request any, receive func(any) error) error {
 	stream, ok := grpc.ServerTransportStreamFromContext(ctx).(ender)
 	if !ok {
-		return receive()
+		call := &arrival{request: request}
+		return call.outcome(receive(call))
 	}
 	l := &a.lists[rand.Uint32()%arrivalLists]
-	call := &arrival{list: l, stream: stream, began: a.tick.Load()}
+	call := &arrival{list: l, stream: stream, request: request, began: a.tick.Load()}
 	l.mu.Lock()
 	call.prev, call.next = l.prev, &l.arrival
 	call.prev.next, call.next.prev = call, call
 	l.mu.Unlock()
 
-	err := receive()
+	err := receive(call)
 
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if call.ended {
-		return &rpcError{status: statusOverloaded}
+		return errNotArrived
 	}
 	call.leave()
-	return err
+	return call.outcome(err)
+}
+
+// outcome is the error of receiving the request, if any, or else what is wrong with it.
+func (c *arrival) outcome(err error) error {
+	if err != nil {
+		return err
+	}
+	return c.fault
 }
 
 // watch ends calls until done is closed.

@@ -40,7 +40,7 @@ func TestRequestsMustArrive(t *testing.T) {
 			streams, answers = append(streams, s), append(answers, answer)
 			listed := make(chan struct{})
 			go func() {
-				answer <- a.await(grpc.NewContextWithServerTransportStream(context.Background(), s), func() error {
+				answer <- a.await(grpc.NewContextWithServerTransportStream(context.Background(), s), nil, func(any) error {
 					close(listed)
 					<-s.arrived
 					return nil

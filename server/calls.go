@@ -183,7 +183,7 @@ func (s *countedStream) RecvMsg(m any) error {
 	s.first = nil
 	var err error
 	if first != nil {
-		err = first.await(s.ServerStream.Context(), func() error { return s.ServerStream.RecvMsg(m) })
+		err = first.await(s.ServerStream.Context(), m, s.ServerStream.RecvMsg)
 	} else {
 		err = s.ServerStream.RecvMsg(m)
 	}

@@ -67,6 +67,8 @@ var (
 	statusEarly = newStatus(codes.InvalidArgument, reasonRequestIDEarly,
 		"request_id: is from more than 30 s in the future",
 		badRequest("request_id", "is from more than 30 s in the future"))
+	statusUndecodable = newStatus(codes.InvalidArgument, reasonInvalidRequest,
+		"the request is not a message of its type, or has text that is not UTF-8")
 	statusOverflow = newStatus(codes.OutOfRange, reasonTotalOverflow,
 		"the total would leave the range of int64")
 	statusOverloaded = newStatus(codes.ResourceExhausted, reasonOverloaded,

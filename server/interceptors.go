@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"runtime/debug"
 	"slices"
@@ -26,6 +27,7 @@ type interceptor struct {
 	admission *admission
 	audit     AuditLog // nil writes nothing down
 	arrivals  *arrivals
+	codec     *codec
 	log       *callLog
 	// streams are those that are open.
 	streams atomic.Int64
@@ -42,14 +44,14 @@ func newInterceptor(m *metrics, who *access, in *admission, audit AuditLog, log 
 		return &rpcError{status: statusInternal, cause: fmt.Errorf("panic: %v\n%s", p, debug.Stack())}
 	})
 	return &interceptor{
-		calls: m.calls, access: who, admission: in, arrivals: newArrivals(m), audit: audit, log: log, ending: ending,
+		calls: m.calls, access: who, admission: in, arrivals: newArrivals(m), codec: newCodec(m), audit: audit, log: log, ending: ending,
 		recoverUnary: recovery.UnaryServerInterceptor(fromPanic), recoverStream: recovery.StreamServerInterceptor(fromPanic),
 	}
 }
 
 // options installs the interceptor.
 func (i *interceptor) options() []grpc.ServerOption {
-	return []grpc.ServerOption{grpc.UnaryInterceptor(i.unary), grpc.StreamInterceptor(i.stream)}
+	return []grpc.ServerOption{grpc.UnaryInterceptor(i.unary), grpc.StreamInterceptor(i.stream), grpc.ForceServerCodecV2(i.codec)}
 }
 
 // registrar returns what registers services, so that each call meets the interceptor.
@@ -80,7 +82,11 @@ func (r *guardedRegistrar) RegisterService(desc *grpc.ServiceDesc, service any) 
 				}
 			}
 			return m.Handler(srv, ctx, func(req any) error {
-				return r.interceptor.arrivals.await(ctx, func() error { return decode(req) })
+				err := r.interceptor.arrivals.await(ctx, req, decode)
+				if err != nil {
+					return r.interceptor.notReceived(ctx, name, err)
+				}
+				return nil
 			}, next)
 		}
 	}
@@ -96,6 +102,17 @@ func (i *interceptor) greet(ctx context.Context, name string) (context.Context, 
 		return ctx, i.refused(ctx, name, method, time.Now(), err)
 	}
 	return ctx, nil
+}
+
+// notReceived counts and logs a call without a request: it was none, was too large, or did not arrive.
+func (i *interceptor) notReceived(ctx context.Context, name string, err error) error {
+	method := i.calls.methods[name]
+	method.started.Add(1)
+	if errors.Is(err, errNotArrived) {
+		method.end(err, 0)
+		return err
+	}
+	return i.refused(ctx, name, method, time.Now(), err)
 }
 
 func (i *interceptor) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
