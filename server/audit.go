@@ -7,6 +7,7 @@ import (
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
+	plusonev1 "github.com/plusone-dev/plusone/api/plusone/v1"
 	"github.com/plusone-dev/plusone/internal/auditlog"
 	"github.com/plusone-dev/plusone/internal/counter"
 	"github.com/plusone-dev/plusone/internal/identity"
@@ -53,8 +54,8 @@ func actionOf(ctx context.Context, method string, req any) auditlog.Action {
 	if r, ok := req.(interface{ GetActor() string }); ok {
 		a.Actor = loggable(r.GetActor(), counter.MaxActorBytes)
 	}
-	if n, ok := itemsOf(req); ok && n > 1 {
-		a.Items = n
+	if r, ok := req.(*plusonev1.ImportRequest); ok {
+		a.Items = len(r.Totals) + len(r.Likes)
 	}
 	return a
 }

@@ -85,6 +85,25 @@ func TestAdminCallsAreAudited(t *testing.T) {
 	}
 }
 
+// The items of an action are those of its request, not what it costs.
+func TestItemsOfActions(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		req  any
+		want auditlog.Action
+	}{
+		{&plusonev1.DeleteRequest{Key: "views/1", RequestId: "id"}, auditlog.Action{Key: "views/1", RequestID: "id"}},
+		{&plusonev1.ForgetActorRequest{Actor: "al"}, auditlog.Action{Actor: "al"}},
+		{&plusonev1.ImportRequest{
+			Totals: make([]*plusonev1.ImportTotal, 2), Likes: make([]*plusonev1.ImportLike, 3), RequestId: "id",
+		}, auditlog.Action{Items: 5, RequestID: "id"}},
+	} {
+		if got := actionOf(t.Context(), "", tc.req); got != tc.want {
+			t.Errorf("%T: %+v, want %+v", tc.req, got, tc.want)
+		}
+	}
+}
+
 // serverStream is a stream of which only the context is asked.
 type serverStream struct {
 	grpc.ServerStream
