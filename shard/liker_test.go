@@ -1,6 +1,7 @@
 package shard_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"sync"
@@ -23,6 +24,8 @@ type likeTrips struct {
 	err           error // of the ledger
 	// hold has writes wait, if it is not nil.
 	hold chan struct{}
+	// cluster: the servers that are made take Redis for one.
+	cluster bool
 }
 
 func (c *likeTrips) Write(ctx context.Context, b *shard.WriteBatch) (shard.WriteReply, error) {
@@ -43,8 +46,8 @@ type likeLedger struct{ *likeTrips }
 
 func (l likeLedger) Likes(ctx context.Context, pairs []counter.Pair) (shard.LedgerLikes, error) {
 	l.asked++
-	if l.err != nil {
-		return shard.LedgerLikes{}, l.err
+	if err := cmp.Or(l.err, ctx.Err()); err != nil {
+		return shard.LedgerLikes{}, err
 	}
 	return l.Ledger.Likes(ctx, pairs)
 }
@@ -60,7 +63,7 @@ func newLikeTrips() *likeTrips {
 func (c *likeTrips) store(t *testing.T) *shard.Store {
 	t.Helper()
 	s := shard.New(c, likeLedger{c}, shard.Config{
-		Shards: 4, Dedupe: time.Minute, BaseTTL: time.Hour, MissingTTL: time.Hour,
+		Shards: 4, Cluster: c.cluster, Dedupe: time.Minute, BaseTTL: time.Hour, MissingTTL: time.Hour,
 		Metrics: shard.NewMetrics(prometheus.NewRegistry()), Logger: quietLog(),
 	})
 	t.Cleanup(func() { _ = s.Close(context.WithoutCancel(t.Context())) })

@@ -1,6 +1,7 @@
 package shard
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -69,8 +70,8 @@ func (s *Store) findLikes(ctx context.Context, reads []likeRead) error {
 		if len(left.groups) == 0 {
 			return nil
 		}
-		values, err := s.states.lookUp(ctx, left.groups)
-		if err != nil {
+		values, errs := s.states.lookUp(ctx, left.groups)
+		if err := cmp.Or(errs...); err != nil {
 			return err
 		}
 		for i, asked := range left.asked {

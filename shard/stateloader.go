@@ -16,8 +16,8 @@ import (
 
 // Limits of the state loader.
 const (
-	// stateAttempt is how long a like waits for the ledger before it is taken provisionally: much longer than a
-	// ledger takes that works, and short for somebody who waits for the answer.
+	// stateAttempt is how long a like waits for the home of its key before it fails, and then for the ledger before it is
+	// taken provisionally: much longer than either takes that works, and short for somebody who waits for the answer.
 	stateAttempt = time.Second
 	// statePause is how long after a failure the ledger is not asked.
 	statePause      = time.Second
@@ -101,8 +101,6 @@ func settle(j *job, err error) {
 // known must be supposed if the ledger cannot be asked, and the script has been; but not one that has a moment, since
 // the ledger may know of a later one.
 func (l *stateLoader) find(ctx context.Context, loads []*stateLoad) {
-	ctx, cancel := context.WithTimeout(ctx, stateAttempt)
-	defer cancel()
 	l.askHomes(ctx, loads)
 	snapshot, err := l.askLedger(ctx, loads)
 	for i, load := range loads {
@@ -168,16 +166,18 @@ func (l *stateLoader) askHomes(ctx context.Context, loads []*stateLoad) {
 	if len(away.groups) == 0 {
 		return
 	}
+	ctx, cancel := context.WithTimeout(ctx, stateAttempt)
+	defer cancel()
 	claimErrs := make([]error, len(away.groups))
 	var asking sync.WaitGroup
 	for i := range away.groups {
 		asking.Go(func() { claimErrs[i] = l.askClaims(ctx, away.groups[i].Shard, away.asked[i]) })
 	}
-	values, err := l.lookUp(ctx, away.groups)
+	values, errs := l.lookUp(ctx, away.groups)
 	asking.Wait()
 	for i, asked := range away.asked {
 		for k, load := range asked {
-			if load.err = cmp.Or(claimErrs[i], err); err == nil {
+			if load.err = cmp.Or(claimErrs[i], errs[i]); load.err == nil {
 				load.home = values[i][k]
 			}
 		}
@@ -206,15 +206,18 @@ func (l *stateLoader) askClaims(ctx context.Context, home int, loads []*stateLoa
 	return nil
 }
 
-// lookUp asks the shards what they know of pairs: all with one script, or each with its own in a cluster.
-func (l *stateLoader) lookUp(ctx context.Context, groups []PairGroup) ([][]PairValue, error) {
-	if len(groups) == 0 {
-		return nil, nil
-	}
+// lookUp asks the shards what they know of pairs: all with one script, or each with its own in a cluster. Each group has
+// its values or its error.
+func (l *stateLoader) lookUp(ctx context.Context, groups []PairGroup) ([][]PairValue, []error) {
+	errs := make([]error, len(groups))
 	if !l.cluster {
-		return l.lookUpOnce(ctx, groups)
+		values, err := l.lookUpOnce(ctx, groups)
+		for i := range errs {
+			errs[i] = err
+		}
+		return values, errs
 	}
-	values, errs := make([][]PairValue, len(groups)), make([]error, len(groups))
+	values := make([][]PairValue, len(groups))
 	var asking sync.WaitGroup
 	for i := range groups {
 		asking.Go(func() {
@@ -225,12 +228,7 @@ func (l *stateLoader) lookUp(ctx context.Context, groups []PairGroup) ([][]PairV
 		})
 	}
 	asking.Wait()
-	for _, err := range errs {
-		if err != nil {
-			return nil, err
-		}
-	}
-	return values, nil
+	return values, errs
 }
 
 func (l *stateLoader) lookUpOnce(ctx context.Context, groups []PairGroup) ([][]PairValue, error) {
@@ -250,6 +248,9 @@ func (l *stateLoader) askLedger(ctx context.Context, loads []*stateLoad) (Ledger
 	for i, load := range loads {
 		pairs[i] = load.job.change.Pair()
 	}
+	// A timeout of its own, or a slow home would be taken for a ledger that has failed.
+	ctx, cancel := context.WithTimeout(ctx, stateAttempt)
+	defer cancel()
 	started := time.Now()
 	snapshot, err := l.ledger.Likes(ctx, pairs)
 	if err == nil && (len(snapshot.Watermarks) != l.shards || len(snapshot.States) != len(pairs)) {

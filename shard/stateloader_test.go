@@ -1,0 +1,84 @@
+package shard_test
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+
+	"github.com/plusone-dev/plusone/flush"
+	"github.com/plusone-dev/plusone/internal/counter"
+	"github.com/plusone-dev/plusone/shard"
+)
+
+// stalledScripts have a shard that does not answer questions about likes, as one whose master hangs.
+type stalledScripts struct {
+	shard.Scripts
+	stalled int
+}
+
+func (s *stalledScripts) Likes(ctx context.Context, groups []shard.PairGroup) ([][]shard.PairValue, error) {
+	if slices.ContainsFunc(groups, func(g shard.PairGroup) bool { return g.Shard == s.stalled }) {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	return s.Scripts.Likes(ctx, groups)
+}
+
+// likeOf likes a key.
+func likeOf(key, actor string) counter.Change {
+	return counter.Change{Entries: []counter.Entry{{Key: key}}, Actor: actor, Like: counter.SetLiked}
+}
+
+// nameAt is a key whose home is the shard, of the four of likeTrips, or an actor whose place it is.
+func nameAt(n int) string {
+	for i := 0; ; i++ {
+		if name := fmt.Sprint("name-", i); shard.Home(name, 4) == n {
+			return name
+		}
+	}
+}
+
+// TestStalledHomeFailsItsOwnLikes: in a cluster, a home that does not answer costs the likes that need it, and neither
+// those of other homes nor those that only the ledger is asked about.
+func TestStalledHomeFailsItsOwnLikes(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newLikeTrips()
+		c.cluster = true
+		s := c.store(t)
+		dead, healthy, cold := nameAt(0), nameAt(1), nameAt(2)
+		for n, key := range []string{dead, healthy} {
+			_, err := c.Spread(t.Context(), n, []string{key}, 0)
+			must(t, err)
+			value(t, s, key) // from which the store learns the marker
+		}
+		old := map[counter.Pair]shard.PendingLike{{Key: cold, Actor: "al"}: {Liked: true, Micros: 1, Since: 1}}
+		_, err := c.Apply(t.Context(), flush.Window{Shard: 2, ID: 1, WindowPart: shard.WindowPart{Likes: old}})
+		must(t, err)
+		c.Scripts = &stalledScripts{c.Scripts, 0}
+		actor := nameAt(3) // away from both homes
+
+		var callers sync.WaitGroup
+		apply := func(change counter.Change, want string) {
+			callers.Go(func() {
+				r, err := s.Apply(t.Context(), change)
+				got := fmt.Sprintf("changed %t, provisional %t, failed %t", r.Changed, r.Provisional, err != nil)
+				equal(t, change.Entries[0].Key+" of "+change.Actor, got, want)
+			})
+			synctest.Wait()
+		}
+		const failed = "changed false, provisional false, failed true"
+		apply(likeOf(dead, actor), failed)
+		callers.Wait()
+		apply(likeOf(cold, "al"), "changed false, provisional false, failed false")
+		callers.Wait()
+		for range 2 { // the second is in one batch with the next like
+			apply(likeOf(dead, actor), failed)
+		}
+		apply(likeOf(healthy, actor), "changed true, provisional false, failed false")
+		callers.Wait()
+	})
+}
