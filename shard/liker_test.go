@@ -62,12 +62,18 @@ func newLikeTrips() *likeTrips {
 // store is a server of its own on the same Redis and ledger.
 func (c *likeTrips) store(t *testing.T) *shard.Store {
 	t.Helper()
+	s := c.newStore(t)
+	value(t, s, "other") // from which the store learns the time
+	return s
+}
+
+func (c *likeTrips) newStore(t *testing.T) *shard.Store {
+	t.Helper()
 	s := shard.New(c, likeLedger{c}, shard.Config{
 		Shards: 4, Cluster: c.cluster, Dedupe: time.Minute, BaseTTL: time.Hour, MissingTTL: time.Hour,
 		Metrics: shard.NewMetrics(prometheus.NewRegistry()), Logger: quietLog(),
 	})
 	t.Cleanup(func() { _ = s.Close(context.WithoutCancel(t.Context())) })
-	value(t, s, "other") // from which the store learns the time
 	return s
 }
 

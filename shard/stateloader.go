@@ -31,6 +31,7 @@ type stateLoader struct {
 	scripts Scripts
 	ledger  Ledger
 	submit  func([]*job) error
+	pending func(ctx context.Context, shard int) (PendingWindows, error)
 	clock   *clock
 	shards  int
 	cluster bool
@@ -57,8 +58,8 @@ type stateLoad struct {
 
 func newStateLoader(s *Store, ledger Ledger) *stateLoader {
 	l := &stateLoader{
-		scripts: s.scripts, ledger: ledger, submit: s.submit, clock: s.clock, shards: s.cfg.Shards, cluster: s.cfg.Cluster,
-		metrics: s.metrics, log: s.cfg.Logger,
+		scripts: s.scripts, ledger: ledger, submit: s.submit, pending: s.pending, clock: s.clock, shards: s.cfg.Shards,
+		cluster: s.cfg.Cluster, metrics: s.metrics, log: s.cfg.Logger,
 	}
 	l.queue = groupcommit.New(groupcommit.Config[*stateLoad]{MaxQueue: maxQueuedStates, MaxBatch: maxStateBatch}, l.run)
 	return l
@@ -196,7 +197,15 @@ func (l *stateLoader) askClaims(ctx context.Context, home int, loads []*stateLoa
 	if len(ids) == 0 {
 		return nil
 	}
-	claims, err := l.scripts.Claimed(ctx, home, ids, l.clock.milliseconds())
+	now := l.clock.milliseconds()
+	if now == 0 { // a server may know of markers before it has heard of the time
+		pending, err := l.pending(ctx, home)
+		if err != nil {
+			return err
+		}
+		now = pending.Micros / 1000
+	}
+	claims, err := l.scripts.Claimed(ctx, home, ids, now)
 	if err != nil {
 		return readError(err)
 	}

@@ -82,3 +82,48 @@ func TestStalledHomeFailsItsOwnLikes(t *testing.T) {
 		callers.Wait()
 	})
 }
+
+// movedLike is a like with an id without a time that was set at its key's home, before the key was spread.
+type movedLike struct {
+	*likeTrips
+	change counter.Change
+}
+
+// newMovedLike sets the like by a server of its own, and spreads the key.
+func newMovedLike(t *testing.T, c *likeTrips) *movedLike {
+	t.Helper()
+	m := &movedLike{likeTrips: c, change: likeOf(nameAt(1), nameAt(3))}
+	m.change.RequestID = counter.ParseRequestID("like")
+	s := c.store(t)
+	_, err := s.Apply(t.Context(), m.change)
+	must(t, err)
+	unlike := m.change
+	unlike.Like, unlike.RequestID = counter.SetUnliked, counter.ParseRequestID("unlike")
+	_, err = s.Apply(t.Context(), unlike)
+	must(t, err)
+	_, err = c.Spread(t.Context(), 1, []string{m.change.Entries[0].Key}, 0)
+	must(t, err)
+	return m
+}
+
+// retry repeats the like on a server that learns of the marker by looking the like up, and of nothing else.
+func (m *movedLike) retry(t *testing.T, s *shard.Store) {
+	t.Helper()
+	states, err := s.Likes(t.Context(), m.change.Actor, []string{m.change.Entries[0].Key})
+	must(t, err)
+	equal(t, "liked", states[0].Liked, false)
+	r, err := s.Apply(t.Context(), m.change)
+	must(t, err)
+	equal(t, "outcome", r.Outcome, counter.Duplicate)
+	equal(t, "changed", r.Changed, true)
+}
+
+// TestNewServerFindsIDAtHome: a server that has not heard of the Redis clock looks where ids of today are.
+func TestNewServerFindsIDAtHome(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newLikeTrips()
+		m := newMovedLike(t, c)
+		m.retry(t, c.newStore(t))
+	})
+}
