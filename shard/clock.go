@@ -6,7 +6,8 @@ import (
 )
 
 // clock tells the Redis clock between two answers, from the last one and the local monotonic clock. It runs
-// late by the time that answer took to arrive; scripts check whatever is derived from it.
+// late by the time that answer took to arrive; scripts check whatever is derived from it. So it may
+// tell a moment before a change that was made already.
 type clock struct {
 	started time.Time
 	offset  atomic.Int64 // Redis Unix microseconds minus monotonic microseconds, 0 until known

@@ -53,6 +53,7 @@ type stateLoad struct {
 
 	home    PairValue // what the home knows of a pair that is away
 	claimed ClaimValue
+	micros  int64 // of the home, after it was found that the id is claimed
 	err     error // of the home
 }
 
@@ -138,7 +139,7 @@ func (l *stateLoader) doneAtHome(load *stateLoad) {
 		return
 	}
 	p.outcome, p.changed = counter.Duplicate, changed
-	j.micros = 1000*l.clock.milliseconds() + 999
+	j.micros = load.micros
 	j.finish(nil)
 }
 
@@ -209,8 +210,15 @@ func (l *stateLoader) askClaims(ctx context.Context, home int, loads []*stateLoa
 	if err != nil {
 		return readError(err)
 	}
+	var found PendingWindows
+	if slices.ContainsFunc(claims, func(c ClaimValue) bool { return c.Known }) {
+		// The clock here may be late, and a moment from before a like was set does not stand for it.
+		if found, err = l.pending(ctx, home); err != nil {
+			return err
+		}
+	}
 	for i, load := range asked {
-		load.claimed = claims[i]
+		load.claimed, load.micros = claims[i], found.Micros
 	}
 	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/plusone-dev/plusone/flush"
 	"github.com/plusone-dev/plusone/internal/counter"
@@ -86,7 +87,8 @@ func TestStalledHomeFailsItsOwnLikes(t *testing.T) {
 // movedLike is a like with an id without a time that was set at its key's home, before the key was spread.
 type movedLike struct {
 	*likeTrips
-	change counter.Change
+	change  counter.Change
+	receipt counter.Receipt
 }
 
 // newMovedLike sets the like by a server of its own, and spreads the key.
@@ -95,7 +97,8 @@ func newMovedLike(t *testing.T, c *likeTrips) *movedLike {
 	m := &movedLike{likeTrips: c, change: likeOf(nameAt(1), nameAt(3))}
 	m.change.RequestID = counter.ParseRequestID("like")
 	s := c.store(t)
-	_, err := s.Apply(t.Context(), m.change)
+	var err error
+	m.receipt, err = s.Apply(t.Context(), m.change)
 	must(t, err)
 	unlike := m.change
 	unlike.Like, unlike.RequestID = counter.SetUnliked, counter.ParseRequestID("unlike")
@@ -107,7 +110,7 @@ func newMovedLike(t *testing.T, c *likeTrips) *movedLike {
 }
 
 // retry repeats the like on a server that learns of the marker by looking the like up, and of nothing else.
-func (m *movedLike) retry(t *testing.T, s *shard.Store) {
+func (m *movedLike) retry(t *testing.T, s *shard.Store) counter.Receipt {
 	t.Helper()
 	states, err := s.Likes(t.Context(), m.change.Actor, []string{m.change.Entries[0].Key})
 	must(t, err)
@@ -116,6 +119,7 @@ func (m *movedLike) retry(t *testing.T, s *shard.Store) {
 	must(t, err)
 	equal(t, "outcome", r.Outcome, counter.Duplicate)
 	equal(t, "changed", r.Changed, true)
+	return r
 }
 
 // TestNewServerFindsIDAtHome: a server that has not heard of the Redis clock looks where ids of today are.
@@ -125,5 +129,35 @@ func TestNewServerFindsIDAtHome(t *testing.T) {
 		c := newLikeTrips()
 		m := newMovedLike(t, c)
 		m.retry(t, c.newStore(t))
+	})
+}
+
+// slowReads answer late.
+type slowReads struct {
+	shard.Scripts
+	by time.Duration
+}
+
+func (s *slowReads) Read(ctx context.Context, groups []shard.KeyGroup) ([]shard.ReadReply, error) {
+	replies, err := s.Scripts.Read(ctx, groups)
+	<-time.After(s.by)
+	return replies, err
+}
+
+// TestRepetitionAtHomeIsNotBeforeTheLike: that a like was set at the key's home is told with a moment after that, also by
+// a server whose idea of the Redis clock is late.
+func TestRepetitionAtHomeIsNotBeforeTheLike(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newLikeTrips()
+		redis := c.Scripts
+		c.Scripts = &slowReads{redis, 600 * time.Millisecond}
+		late := c.store(t)
+		c.Scripts = redis
+		m := newMovedLike(t, c)
+		<-time.After(200 * time.Millisecond)
+		if r := m.retry(t, late); r.AsOf.Before(m.receipt.AsOf) || r.AsOf.After(time.Now().Add(time.Microsecond)) {
+			t.Errorf("a like of %v was repeated as of %v, at %v", m.receipt.AsOf, r.AsOf, time.Now())
+		}
 	})
 }

@@ -231,7 +231,8 @@ func callerLeft(cause error) error {
 
 // claimedAtHome answers whether a change was counted at the key's home before its once-per claims moved away.
 // Only an id without a time needs it, and only for a dedupe window after the start of the first period that
-// went elsewhere: any other id has but one place (rule 9).
+// went elsewhere: any other id has but one place (rule 9). The clock is known and, however late, past all that was
+// counted at home: it is in a period that goes elsewhere.
 func (s *Store) claimedAtHome(ctx context.Context, c *counter.Change, p *part) (bool, error) {
 	if !p.once.current || !p.id.set || p.spread == 0 {
 		return false, nil
