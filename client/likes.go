@@ -23,7 +23,7 @@ type LikeReceipt struct {
 	// CountKnown is false if the store could not tell the count. The change is counted all the same.
 	CountKnown bool
 	// Provisional is true if the ledger could not be asked what the like was. Changed and Count then suppose
-	// that it was the opposite; the count is set right when the ledger is back.
+	// that it was the opposite, or what it was when the key became hot; the count is set right when the ledger is back.
 	Provisional bool
 	// AsOf is a moment by the store's clock from which every server's fresh read shows the change.
 	AsOf time.Time

@@ -33,7 +33,7 @@ func (s *Store) applyLike(ctx context.Context, c *counter.Change) (counter.Recei
 			s.lately.add(c.Pair())
 			return counter.Receipt{
 				Outcome: p.outcome, AsOf: time.UnixMicro(j.micros + 1), Changed: p.changed,
-				Provisional: p.outcome == counter.Applied && p.changed && p.known.Source == LikeSupposed,
+				Provisional: p.outcome == counter.Applied && p.provisional(),
 				Batch:       j.batch,
 			}, nil
 		case j.reroute:
@@ -41,6 +41,12 @@ func (s *Store) applyLike(ctx context.Context, c *counter.Change) (counter.Recei
 		}
 	}
 	return counter.Receipt{}, fmt.Errorf("%w: %w", counter.ErrUnavailable, errUnsettled)
+}
+
+// provisional reports whether a like was decided without knowing what the ledger has of it. One that was supposed and
+// changed nothing was known to the script after all.
+func (p *part) provisional() bool {
+	return p.known.Source == LikeSupposed && p.changed || p.known.Source == LikeLoaded && p.known.Watermark == noSnapshot
 }
 
 // send sends a like by way of the state loader, or to its lane if that has nothing to find out.

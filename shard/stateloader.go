@@ -23,6 +23,8 @@ const (
 	statePause      = time.Second
 	maxStateBatch   = 4_000
 	maxQueuedStates = 65_536
+	// noSnapshot is the watermark of a state that is taken for the last one without a look at the ledger.
+	noSnapshot = math.MaxInt64
 )
 
 // stateLoader finds out what likes are of which the scripts may know nothing, and sends them. Likes that arrive
@@ -99,9 +101,9 @@ func settle(j *job, err error) {
 }
 
 // find asks the homes of pairs that are away, and then the ledger. In this order, a state that leaves a home's window
-// meanwhile is found in the ledger. It settles the likes that need not or must not be sent. One of which nothing is
-// known must be supposed if the ledger cannot be asked, and the script has been; but not one that has a moment, since
-// the ledger may know of a later one.
+// meanwhile is found in the ledger. It settles the likes that need not or must not be sent. If the ledger cannot be
+// asked, and the script has been, a like is what its home knew last, though the ledger may have a later state from the
+// pair's place, or must be supposed; but not one that has a moment, since the ledger may know of a later one.
 func (l *stateLoader) find(ctx context.Context, loads []*stateLoad) {
 	l.askHomes(ctx, loads)
 	snapshot, err := l.askLedger(ctx, loads)
@@ -115,11 +117,12 @@ func (l *stateLoader) find(ctx context.Context, loads []*stateLoad) {
 		case err == nil:
 			p.known = newest(load.home, snapshot.States[i])
 			p.known.Watermark = snapshot.Watermarks[p.shard]
-		case load.home.Known:
-			p.known = KnownLike{Source: LikeLoaded, PendingLike: load.home.PendingLike, Watermark: math.MaxInt64}
 		case load.first:
 		case load.job.change.SetAt != 0:
 			settle(load.job, fmt.Errorf("%w: %w", counter.ErrUnavailable, err))
+		case load.home.Known:
+			p.known = KnownLike{Source: LikeLoaded, PendingLike: load.home.PendingLike, Watermark: noSnapshot}
+			l.metrics.supposedLikes.Inc()
 		default:
 			p.known = KnownLike{Source: LikeSupposed}
 			l.metrics.supposedLikes.Inc()

@@ -2,6 +2,7 @@ package shard_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -159,5 +160,43 @@ func TestRepetitionAtHomeIsNotBeforeTheLike(t *testing.T) {
 		if r := m.retry(t, late); r.AsOf.Before(m.receipt.AsOf) || r.AsOf.After(time.Now().Add(time.Microsecond)) {
 			t.Errorf("a like of %v was repeated as of %v, at %v", m.receipt.AsOf, r.AsOf, time.Now())
 		}
+	})
+}
+
+// TestHomeAloneIsProvisional: what the home of a spread key knows of a pair may be older than what was drained from the
+// pair's place, and forgotten there. While the ledger cannot be asked, an answer by it is provisional, and what the place
+// knows goes before it. A like that has a moment is not set by it.
+func TestHomeAloneIsProvisional(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newLikeTrips()
+		s := c.store(t)
+		key, actor, other := nameAt(1), nameAt(3), nameAt(2)
+		sets := func(when, actor string, like counter.LikeAction, want string) {
+			t.Helper()
+			change := likeOf(key, actor)
+			change.Like = like
+			r, err := c.store(t).Apply(t.Context(), change)
+			must(t, err)
+			equal(t, when, fmt.Sprintf("changed %t, provisional %t", r.Changed, r.Provisional), want)
+		}
+		sets("at home", actor, counter.SetLiked, "changed true, provisional false")
+		sets("at home", other, counter.SetLiked, "changed true, provisional false")
+		_, err := c.Spread(t.Context(), 1, []string{key}, 0)
+		must(t, err)
+		value(t, s, key)
+		sets("at the place", other, counter.SetUnliked, "changed true, provisional false")
+		// The place's window with an unlike was drained, and its membership evicted.
+		drained := map[counter.Pair]shard.PendingLike{{Key: key, Actor: actor}: {Micros: time.Now().UnixMicro(), Since: time.Now().UnixMicro()}}
+		_, err = c.Ledger.Apply(t.Context(), flush.Window{Shard: 3, ID: 1, WindowPart: shard.WindowPart{Likes: drained}})
+		must(t, err)
+
+		c.err = errors.New("down")
+		sets("known to the place", other, counter.SetUnliked, "changed false, provisional false")
+		_, _, err = s.SetLikes(t.Context(), []counter.DatedLike{{Pair: counter.Pair{Key: key, Actor: actor}, Micros: time.Now().UnixMicro() + 1}})
+		if !errors.Is(err, counter.ErrUnavailable) {
+			t.Errorf("a like with a moment: %v", err)
+		}
+		sets("known to the home", actor, counter.SetLiked, "changed false, provisional true")
 	})
 }

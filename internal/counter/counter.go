@@ -106,7 +106,7 @@ type Receipt struct {
 	// something else than it was.
 	Changed bool
 	// Provisional says that the ledger could not be asked what the like was, and Changed supposes that it was the
-	// opposite. What the change adds is set right when it reaches the ledger.
+	// opposite, or what it was when its key became hot. What the change adds is set right when it reaches the ledger.
 	Provisional bool
 	// Batch is what settled the change, for traces; it may be the zero Batch.
 	Batch Batch
