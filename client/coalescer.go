@@ -117,7 +117,8 @@ func (o *Coalescer) Add(ctx context.Context, key string, delta int64) error {
 // AddAndWait is Add, and returns when the increment is counted, or is known not to be. It has what is pending sent after
 // a fifth of the flush interval. Errors are those of Add and of
 // [Client.BatchIncrement]. If ctx is done while the increment is on its way it is ErrInDoubt, and most likely counted
-// soon.
+// soon. It is ErrInDoubt too if the key's sum was sent in several parts ([WithMaxDelta]) of which only some were counted. To
+// repeat an increment, with whatever id, does not settle the doubt, since plusone knows the sum only.
 func (o *Coalescer) AddAndWait(ctx context.Context, key string, delta int64) error {
 	r, done, err := o.add(ctx, key, delta, true)
 	if err != nil {
@@ -195,8 +196,8 @@ func wait(ctx context.Context, rounds []*round) error {
 
 // CoalescerStats are numbers since the beginning, of increments as they were added, and keys pending now.
 type CoalescerStats struct {
-	// Counted by plusone. Refused: plusone said why they cannot be counted. InDoubt: nobody knows. Dropped: the Coalescer
-	// was full.
+	// Counted by plusone. Refused: plusone said why they cannot be counted. InDoubt: nobody knows, or only a part of the sum
+	// that they are in was counted. Dropped: the Coalescer was full.
 	Counted, Refused, InDoubt, Dropped int64
 	// Keys that are pending.
 	Keys int64

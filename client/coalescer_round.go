@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -22,7 +23,15 @@ type round struct {
 	mu      sync.Mutex
 	waiting int              // batches
 	failed  map[string]error // keys of which something was not counted, or nobody knows
+	divided map[string]*divided
 	first   error
+}
+
+// divided is a sum that is sent in several pieces, which may fare differently. What became of its increments is known
+// when all of them are settled, and not of each if only some pieces were counted.
+type divided struct {
+	adds    int64
+	counted bool // a piece was, or may have been
 }
 
 func (o *Coalescer) newRound() *round {
@@ -55,7 +64,7 @@ func (o *Coalescer) leave(keys int) {
 
 // dispatch sends a round in batches, as many at a time as there are slots.
 func (o *Coalescer) dispatch(r *round, sums []sum, slots chan struct{}, sending *sync.WaitGroup) {
-	pieces, zero := o.pieces(sums)
+	pieces, zero := o.pieces(r, sums)
 	o.counted.Add(zero.adds)
 	o.leave(zero.keys)
 	if len(pieces) == 0 {
@@ -70,6 +79,7 @@ func (o *Coalescer) dispatch(r *round, sums []sum, slots chan struct{}, sending 
 			<-slots
 			o.leave(sizeOf(b).keys)
 			if r.batchDone() {
+				o.join(r)
 				o.settle(r)
 			}
 		})
@@ -82,7 +92,7 @@ type size struct {
 	adds int64
 }
 
-// sizeOf counts the pieces of a key as one, where its first is.
+// sizeOf leaves out divided sums, which join counts.
 func sizeOf(b []sum) size {
 	var n size
 	for _, s := range b {
@@ -95,21 +105,58 @@ func sizeOf(b []sum) size {
 }
 
 // pieces are the sums as entries of batches, none beyond the largest delta. Sums of 0 need not be sent.
-func (o *Coalescer) pieces(sums []sum) (pieces []sum, zero size) {
+func (o *Coalescer) pieces(r *round, sums []sum) (pieces []sum, zero size) {
 	pieces = make([]sum, 0, len(sums))
 	for _, s := range sums {
 		if s.delta == 0 {
 			zero.keys++
 			zero.adds += s.adds
 		}
+		if s.delta > o.cfg.maxDelta || s.delta < -o.cfg.maxDelta {
+			if r.divided == nil {
+				r.divided = make(map[string]*divided)
+			}
+			r.divided[s.key] = &divided{adds: s.adds}
+			s.adds = 0
+		}
 		for s.delta != 0 {
 			part := min(max(s.delta, -o.cfg.maxDelta), o.cfg.maxDelta)
 			pieces = append(pieces, sum{s.key, part, s.adds})
 			s.delta -= part
-			s.adds = 0 // counted with the first
 		}
 	}
 	return pieces, zero
+}
+
+// join settles the divided sums of a round when all of its pieces are settled. Where only some were counted, increments are
+// in doubt: to repeat them would count those pieces twice.
+func (o *Coalescer) join(r *round) {
+	for key, d := range r.divided {
+		switch err := r.failed[key]; {
+		case err == nil:
+			o.counted.Add(d.adds)
+		case d.counted:
+			o.inDoubt.Add(d.adds)
+			r.failed[key] = countedInPart(err)
+		default:
+			o.refused.Add(d.adds)
+		}
+	}
+	if len(r.divided) > 0 {
+		o.leave(len(r.divided))
+	}
+}
+
+// countedInPart is the failure of a piece as that of the whole sum. It has no request id, since the piece's would not settle
+// the matter.
+func countedInPart(err error) error {
+	var e *Error
+	if !errors.As(err, &e) {
+		return fmt.Errorf("%w: %w", ErrInDoubt, err)
+	}
+	whole := *e
+	whole.InDoubt, whole.RequestID = true, ""
+	return &whole
 }
 
 // send has a batch counted, however long it takes, and notes what is not.
@@ -123,9 +170,11 @@ func (o *Coalescer) send(r *round, b []sum) {
 		switch {
 		case err == nil:
 			o.counted.Add(sizeOf(b).adds)
+			r.count(b)
 			return
 		case errors.Is(err, ErrInDoubt):
 			o.inDoubt.Add(sizeOf(b).adds)
+			r.count(b)
 		case isPassing(err) && o.client.retry.wait(o.ctx, backoffAfter(tries)):
 			continue // nothing of it was counted, so it may have another id
 		case isPassing(err) || len(b) == 1 || isOfCaller(err) || errors.Is(err, ErrClosed) || o.ctx.Err() != nil:
@@ -173,6 +222,20 @@ func (r *round) batchDone() bool {
 	defer r.mu.Unlock()
 	r.waiting--
 	return r.waiting == 0
+}
+
+// count notes divided sums of which a piece was counted, or may have been.
+func (r *round) count(b []sum) {
+	if r.divided == nil {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, s := range b {
+		if d := r.divided[s.key]; d != nil {
+			d.counted = true
+		}
+	}
 }
 
 func (r *round) fail(b []sum, err error) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"sync"
 	"testing"
 	"time"
@@ -293,6 +294,58 @@ func TestCoalescerSplitsLargeSums(t *testing.T) {
 		t.Errorf("a delta of %d was sent, want at most 10", n)
 	}
 	checkStats(t, o, client.CoalescerStats{Counted: 200, Dropped: 1})
+}
+
+// A sum of which only a part was counted is in doubt: who repeats what it was made of counts that part twice.
+func TestCoalescerCountsASumInPart(t *testing.T) {
+	t.Parallel()
+	store := newFakeStore()
+	// The sums are 1,089 entries, in two batches. Whichever comes second is refused.
+	server := serve(t, store, nil, refuseWith(codes.PermissionDenied, reason("MISSING_SCOPE")))
+	o := coalesce(t, dial(t, server.addr), client.WithMaxDelta(1), client.WithFlushInterval(never))
+	const keys, adds = 11, 99
+	var waiting sync.WaitGroup
+	failures := make([]error, keys)
+	for k := range keys {
+		waiting.Go(func() { failures[k] = o.AddAndWait(patient(t), fmt.Sprint("views/", k), 1) })
+	}
+	for o.Stats().Keys < keys {
+		runtime.Gosched()
+	}
+	for k := range keys {
+		for range adds - 1 {
+			mustAdd(t, o, fmt.Sprint("views/", k), 1)
+		}
+	}
+	if err := o.Flush(patient(t)); !errors.Is(err, client.ErrPermissionDenied) {
+		t.Errorf("flush says %v, want ErrPermissionDenied", err)
+	}
+	waiting.Wait()
+	var want client.CoalescerStats
+	for k, err := range failures {
+		total := store.total(fmt.Sprint("views/", k))
+		if (total == adds) != (err == nil) || total < adds && !errors.Is(err, client.ErrPermissionDenied) {
+			t.Errorf("%d of %d were counted, and who waits got %v", total, adds, err)
+		}
+		switch doubt := errors.Is(err, client.ErrInDoubt); {
+		case (total > 0 && total < adds) != doubt:
+			t.Errorf("%d of %d were counted, in doubt: %v", total, adds, doubt)
+		case doubt && asError(t, err).RequestID != "":
+			t.Error("a request id is said to settle the matter")
+		}
+		switch total {
+		case adds:
+			want.Counted += adds
+		case 0:
+			want.Refused += adds
+		default:
+			want.InDoubt += adds
+		}
+	}
+	if want.InDoubt != adds {
+		t.Errorf("stats should be %+v, but one sum should be counted in part", want)
+	}
+	checkStats(t, o, want)
 }
 
 func TestCoalescerInvalid(t *testing.T) {
