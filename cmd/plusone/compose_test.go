@@ -62,13 +62,17 @@ func servers(services map[string]composeService) []string {
 	return names
 }
 
-// What compose.yaml refers to is there, nothing is reached from outside, versions are pinned, and servers get the time to stop.
+// What compose.yaml refers to is there, nothing is reached from outside, versions are pinned, each service has a health check for
+// up --wait, and servers get the time to stop.
 func TestComposeFile(t *testing.T) {
 	t.Parallel()
 	services := compose(t)
 	for name, s := range services {
 		if !regexp.MustCompile(`^plusone:local$|:v?\d+\.\d+`).MatchString(s.Image) {
 			t.Errorf("%s runs %s, which is no fixed version", name, s.Image)
+		}
+		if len(s.Healthcheck.Test) == 0 {
+			t.Errorf("%s has no health check: --wait takes it for ready while it ends again and again", name)
 		}
 		for _, port := range s.Ports {
 			if !strings.HasPrefix(port, "127.0.0.1:") {
