@@ -14,7 +14,6 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/encoding/gzip"
 	"google.golang.org/grpc/mem"
-	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
 
@@ -156,7 +155,7 @@ func TestAllRepeatedFieldsAreCounted(t *testing.T) {
 				m, _ := manyOf(message.New().Interface())
 				for k := range input.Fields().Len() {
 					field := input.Fields().Get(k)
-					counted := m != nil && m.first <= protowire.Number(field.Number()) && protowire.Number(field.Number()) <= m.last
+					counted := m != nil && m.first <= field.Number() && field.Number() <= m.last
 					if field.Cardinality() == protoreflect.Repeated != counted {
 						t.Errorf("%s is counted: %v", field.FullName(), counted)
 					}
