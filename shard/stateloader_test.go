@@ -188,7 +188,7 @@ func TestHomeAloneIsProvisional(t *testing.T) {
 		sets("at the place", other, counter.SetUnliked, "changed true, provisional false")
 		// The place's window with an unlike was drained, and its membership evicted.
 		drained := map[counter.Pair]shard.PendingLike{{Key: key, Actor: actor}: {Micros: time.Now().UnixMicro(), Since: time.Now().UnixMicro()}}
-		_, err = c.Ledger.Apply(t.Context(), flush.Window{Shard: 3, ID: 1, WindowPart: shard.WindowPart{Likes: drained}})
+		_, err = c.Apply(t.Context(), flush.Window{Shard: 3, ID: 1, WindowPart: shard.WindowPart{Likes: drained}})
 		must(t, err)
 
 		c.err = errors.New("down")
