@@ -8,7 +8,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
 
 	plusonev1 "github.com/plusone-dev/plusone/api/plusone/v1"
@@ -42,7 +41,6 @@ type methodCalls struct {
 	streams bool
 	rule    *rule // who may call it; nil is nobody. Of no effect where everyone may call
 	admin   bool  // of AdminService
-	health  bool  // of gRPC's health service
 
 	started        atomic.Uint64
 	handled        [numCodes]atomic.Uint64
@@ -75,7 +73,6 @@ func (c *calls) add(services map[string]grpc.ServiceInfo) {
 				labels:  []string{methodType(m), service, m.Name},
 				streams: m.IsClientStream || m.IsServerStream,
 				admin:   service == plusonev1.AdminService_ServiceDesc.ServiceName,
-				health:  service == healthpb.Health_ServiceDesc.ServiceName,
 			}
 		}
 	}
@@ -164,8 +161,6 @@ type countedStream struct {
 	ctx    context.Context     // with its caller; nil is that of the stream
 	check  func(req any) error // nil lets all messages pass
 	first  *arrivals           // for the first message, which must arrive in time; nil afterwards
-	// receive receives the first message.
-	receive func(any) error
 }
 
 func (s *countedStream) Context() context.Context {
@@ -188,7 +183,7 @@ func (s *countedStream) RecvMsg(m any) error {
 	s.first = nil
 	var err error
 	if first != nil {
-		err = first.await(s.ServerStream.Context(), m, s.receive)
+		err = first.await(s.ServerStream.Context(), m, s.ServerStream.RecvMsg)
 	} else {
 		err = s.ServerStream.RecvMsg(m)
 	}

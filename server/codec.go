@@ -6,6 +6,7 @@ import (
 
 	"google.golang.org/grpc/encoding"
 	encodingproto "google.golang.org/grpc/encoding/proto"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/encoding/protowire"
 
@@ -35,8 +36,15 @@ func (c *codec) Unmarshal(data mem.BufferSlice, v any) error {
 	return nil
 }
 
+// maxHealthBytes is the largest request of the health service, which names a service. Strangers may call it, and a watch keeps
+// the name while it lasts.
+const maxHealthBytes = 512
+
 // decode decodes a request, or says why it is none.
 func (c *codec) decode(data mem.BufferSlice, request any) error {
+	if _, health := request.(*healthpb.HealthCheckRequest); health && data.Len() > maxHealthBytes {
+		return &rpcError{status: statusHealthRequestTooLarge}
+	}
 	if many, ok := manyOf(request); ok && data.Len() > minItemBytes*many.most {
 		buffer := data.MaterializeToBuffer(mem.DefaultBufferPool())
 		defer buffer.Free()

@@ -70,8 +70,8 @@ var (
 		badRequest("request_id", "is from more than 30 s in the future"))
 	statusUndecodable = newStatus(codes.InvalidArgument, reasonInvalidRequest,
 		"the request is not a message of its type, or has text that is not UTF-8")
-	statusNotSmall = newStatus(codes.InvalidArgument, reasonInvalidRequest,
-		"the request must be one message of at most "+strconv.Itoa(maxSmallBytes)+" bytes")
+	statusHealthRequestTooLarge = newStatus(codes.InvalidArgument, reasonInvalidRequest,
+		"a request of the health service has at most "+strconv.Itoa(maxHealthBytes)+" bytes")
 	statusOverflow = newStatus(codes.OutOfRange, reasonTotalOverflow,
 		"the total would leave the range of int64")
 	statusOverloaded = newStatus(codes.ResourceExhausted, reasonOverloaded,

@@ -12,7 +12,6 @@ import (
 	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/recovery"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
 
 	plusonev1 "github.com/plusone-dev/plusone/api/plusone/v1"
@@ -72,7 +71,6 @@ type guardedRegistrar struct {
 func (r *guardedRegistrar) RegisterService(desc *grpc.ServiceDesc, service any) {
 	guarded := *desc
 	guarded.Methods = slices.Clone(desc.Methods)
-	health := desc.ServiceName == healthpb.Health_ServiceDesc.ServiceName
 	for n, m := range guarded.Methods {
 		name := "/" + desc.ServiceName + "/" + m.MethodName
 		guarded.Methods[n].Handler = func(srv any, ctx context.Context, decode func(any) error, next grpc.UnaryServerInterceptor,
@@ -84,11 +82,7 @@ func (r *guardedRegistrar) RegisterService(desc *grpc.ServiceDesc, service any) 
 				}
 			}
 			return m.Handler(srv, ctx, func(req any) error {
-				receive := decode
-				if health {
-					receive = r.interceptor.codec.receiveSmall(ctx, decode)
-				}
-				err := r.interceptor.arrivals.await(ctx, req, receive)
+				err := r.interceptor.arrivals.await(ctx, req, decode)
 				if err != nil {
 					return r.interceptor.notReceived(ctx, name, err)
 				}
@@ -185,10 +179,7 @@ func (i *interceptor) stream(srv any, stream grpc.ServerStream, info *grpc.Strea
 		method.end(err, time.Since(began))
 		return err
 	}
-	counted := &countedStream{ServerStream: stream, method: method, first: i.arrivals, receive: stream.RecvMsg}
-	if method.health {
-		counted.receive = i.codec.receiveSmall(stream.Context(), stream.RecvMsg)
-	}
+	counted := &countedStream{ServerStream: stream, method: method, first: i.arrivals}
 	if i.access != nil {
 		ctx, who, err := i.access.admit(stream.Context(), method.rule)
 		if err != nil {
