@@ -84,17 +84,39 @@ func newGroup(changes []counter.Change, dedupe time.Duration, key *counter.Finge
 	return g
 }
 
-// setTime judges the ages of the ids and settles the once-per periods by the ledger's clock, in Unix ms.
-func (g *group) setTime(now int64) {
+// forgotten is up to where claims have been forgotten, in Unix ms, where the clock that judges ids may be set back: whether
+// what is no younger was counted before is not known. Its zero value forgets nothing.
+type forgotten struct {
+	ids  int64 // the time of the youngest UUIDv7
+	once int64 // the last end of a once-per claim
+}
+
+// checkAge judges an id at the moment wall, in Unix ms.
+func (f forgotten) checkAge(id counter.RequestID, wall int64, dedupe time.Duration) error {
+	if made, timed := id.Time(); timed && made <= f.ids {
+		return counter.ErrRequestIDExpired
+	}
+	return id.CheckAge(wall, dedupe)
+}
+
+// setTime judges the ages of the ids by the clock wall, and settles the once-per periods by the ledger's clock, which shows
+// now: both in Unix ms, and one clock unless that of the wall may be set back.
+func (g *group) setTime(now, wall int64, gone forgotten) {
 	for i, c := range g.changes {
-		g.refused[i], g.once[i] = c.RequestID.CheckAge(now, g.dedupe), onceClaim{}
-		if g.refused[i] == nil && c.OncePer > 0 {
-			at, timed := c.RequestID.Time()
-			if !timed {
-				at = now
-			}
-			g.once[i] = onceClaim{key: c.Entries[0].Key, actor: c.Actor, period: c.OncePer.Milliseconds(), start: counter.PeriodStart(at, c.OncePer)}
+		g.refused[i], g.once[i] = gone.checkAge(c.RequestID, wall, g.dedupe), onceClaim{}
+		if g.refused[i] != nil || c.OncePer == 0 {
+			continue
 		}
+		at, timed := c.RequestID.Time()
+		if !timed {
+			at = now
+		}
+		once := onceClaim{key: c.Entries[0].Key, actor: c.Actor, period: c.OncePer.Milliseconds(), start: counter.PeriodStart(at, c.OncePer)}
+		if once.expires(g.dedupe) <= gone.once {
+			g.refused[i] = counter.ErrRequestIDExpired
+			continue
+		}
+		g.once[i] = once
 	}
 }
 

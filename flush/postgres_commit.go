@@ -146,7 +146,8 @@ func (p *Postgres) commitWithClaims(ctx context.Context, g *group, careful bool)
 	}
 	defer tx.end(ctx)
 
-	g.setTime(tx.now.UnixMilli())
+	now := tx.now.UnixMilli()
+	g.setTime(now, now, forgotten{})
 	s := &standing{
 		ids: make(map[claimID]keptID), once: make(map[onceClaim]struct{}), liked: make(map[counter.Pair]bool),
 	}

@@ -38,8 +38,8 @@ type SQLiteOptions struct {
 	Logger *slog.Logger
 }
 
-// SQLite is a ledger in a file, for one process: it judges ages by that process's clock. A commit is on disk
-// when it returns.
+// SQLite is a ledger in a file, for one process: it judges ages by that process's clock, and dates changes by one that does
+// not go back when that does. A commit is on disk when it returns.
 type SQLite struct {
 	path    string
 	opts    SQLiteOptions
@@ -48,10 +48,13 @@ type SQLite struct {
 	readers *sql.DB
 	// prints is the key of fingerprints: zero until EnsureSettings.
 	prints atomic.Pointer[counter.FingerprintKey]
+	// forgottenIDs and forgottenOnce only grow.
+	forgottenIDs, forgottenOnce atomic.Int64
 
 	mu     sync.Mutex // one commit at a time; SQLite has no more
 	writer *sqliteWriter
 	closed bool
+	behind bool // the clock was set back, and it has been told
 }
 
 var _ DirectLedger = (*SQLite)(nil)
@@ -249,4 +252,14 @@ func (c *steadyClock) now() time.Time {
 	}
 	c.last = t
 	return t
+}
+
+// tellOfStep logs, once, that the clock of the wall is behind the steady one by so many ms. It needs the lock.
+func (s *SQLite) tellOfStep(behind int64) {
+	before := s.behind
+	s.behind = behind > claimMargin.Milliseconds()
+	if s.behind && !before {
+		s.opts.Logger.Warn("the clock was set back: until it has caught up, changes are dated by the moment at which it was",
+			"behind", time.Duration(behind)*time.Millisecond)
+	}
 }

@@ -42,7 +42,12 @@ func (s *SQLite) Repeated(ctx context.Context, c counter.Change) (bool, error) {
 	if err != nil && !errors.Is(err, sql.ErrNoRows) {
 		return false, sqliteError("look up request id", err)
 	}
-	return judge(&c, s.clock.now(), s.opts.DedupeWindow, known, uint64(fingerprint), s.prints.Load())
+	now := s.opts.Clock()
+	// Asked for after the look-up, as the claim may have been forgotten before that.
+	if err := s.forgotten().checkAge(c.RequestID, now.UnixMilli(), s.opts.DedupeWindow); err != nil {
+		return false, err
+	}
+	return judge(&c, now, s.opts.DedupeWindow, known, uint64(fingerprint), s.prints.Load())
 }
 
 // SetLikes is that of Postgres.

@@ -79,8 +79,9 @@ func (s *SQLite) Commit(ctx context.Context, changes []counter.Change) ([]Verdic
 // settle decides the changes and writes what they lead to. If it is not to look for ids and one is known, that is
 // errKnownID, before it has written anything but ids.
 func (s *SQLite) settle(w *sqliteWriter, g *group, d *decision, lookForIDs bool) error {
-	now := s.clock.now().UnixMilli()
-	g.setTime(now)
+	now, wall := s.clock.now().UnixMilli(), s.opts.Clock().UnixMilli()
+	s.tellOfStep(now - wall)
+	g.setTime(now, wall, s.forgotten())
 	if err := w.checkBalances(); err != nil {
 		return err
 	}
@@ -272,18 +273,42 @@ DELETE FROM request_ids WHERE id IN (SELECT id FROM request_ids WHERE id < x'07'
 	sqlitePruneOnceSQL = `
 DELETE FROM once_claims WHERE (key, actor, period, start) IN (
     SELECT key, actor, period, start FROM once_claims WHERE expires < ? ORDER BY expires LIMIT ?)`
+	sqliteLastForgottenSQL = `
+SELECT (SELECT max(id) FROM request_ids WHERE id >= x'07' AND id < ?),
+    coalesce((SELECT max(expires) FROM once_claims WHERE expires < ?), 0)`
 )
 
-// PruneClaims implements DirectLedger.
+// forgotten is up to where claims have been forgotten since the ledger was opened.
+func (s *SQLite) forgotten() forgotten {
+	return forgotten{ids: s.forgottenIDs.Load(), once: s.forgottenOnce.Load()}
+}
+
+// forget notes what is about to be forgotten: UUIDv7s before timed, and once-per claims that end before once.
+func (s *SQLite) forget(ctx context.Context, w *sqliteWriter, timed []byte, once int64) error {
+	var id []byte
+	var end int64
+	if err := w.conn.QueryRowContext(ctx, sqliteLastForgottenSQL, timed, once).Scan(&id, &end); err != nil {
+		return err
+	}
+	s.forgottenIDs.Store(max(s.forgottenIDs.Load(), timeOf(id)))
+	s.forgottenOnce.Store(max(s.forgottenOnce.Load(), end))
+	return nil
+}
+
+// PruneClaims implements DirectLedger. What has a time of its own is forgotten by the clock by which it is judged.
 func (s *SQLite) PruneClaims(ctx context.Context, limit int) (int, error) {
 	pruned := 0
 	err := s.update(ctx, "prune claims", func(ctx context.Context, w *sqliteWriter) error {
-		now := s.clock.now().UnixMilli()
+		now, wall := s.clock.now().UnixMilli(), s.opts.Clock().UnixMilli()
 		kept := (s.opts.DedupeWindow + counter.MaxEarly + claimMargin).Milliseconds()
+		timed := timedBefore(wall - kept)
+		if err := s.forget(ctx, w, timed, wall); err != nil {
+			return err
+		}
 		for _, prune := range []struct {
 			query  string
 			before any
-		}{{sqlitePruneTimedIDsSQL, timedBefore(now - kept)}, {sqlitePruneIDsSQL, now - kept}, {sqlitePruneOnceSQL, now}} {
+		}{{sqlitePruneTimedIDsSQL, timed}, {sqlitePruneIDsSQL, now - kept}, {sqlitePruneOnceSQL, wall}} {
 			result, err := w.conn.ExecContext(ctx, prune.query, prune.before, limit-pruned)
 			if err != nil {
 				return err
@@ -306,6 +331,16 @@ func (s *SQLite) PruneClaims(ctx context.Context, limit int) (int, error) {
 func timedBefore(ms int64) []byte {
 	b := binary.BigEndian.AppendUint64(nil, uint64(max(ms, 0))<<16)
 	return append([]byte{7}, b[:6]...)
+}
+
+// timeOf is when a UUIDv7 was made, in Unix ms, by its claim; 0 if there is none.
+func timeOf(claim []byte) int64 {
+	if len(claim) < 7 {
+		return 0
+	}
+	var ms [8]byte
+	copy(ms[2:], claim[1:7])
+	return int64(binary.BigEndian.Uint64(ms[:]))
 }
 
 // Likes implements DirectLedger.
