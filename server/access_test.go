@@ -463,3 +463,20 @@ func TestStrangersAreNotRead(t *testing.T) {
 		t.Errorf("%d calls are counted", n)
 	}
 }
+
+// A retry must be the same change at a server that has policies and at one that has none.
+func TestBoundActorsAreCompleted(t *testing.T) {
+	t.Parallel()
+	store := &scriptedStore{}
+	r := start(t, store, Config{Authenticator: people})
+	for _, actor := range []string{"", "user:ann"} {
+		if _, err := r.client.Increment(as("ann"), &plusonev1.IncrementRequest{Key: "views/1", Actor: actor}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, c := range store.changes {
+		if c.Actor != "user:ann" {
+			t.Errorf("the actor is %q", c.Actor)
+		}
+	}
+}

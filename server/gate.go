@@ -81,15 +81,16 @@ const (
 )
 
 // change is asked about a change of one key. It completes the change: who acts for one actor only need not name him, and a
-// policy may say how often an actor counts.
+// policy may say how often an actor counts. The actor is completed without a gate too: he is part of what is compared when a
+// change is tried again, by when another server may have one.
 func (g *gate) change(ctx context.Context, c *counter.Change, by string) error {
-	if g == nil {
-		return nil
-	}
 	if c.Actor == "" {
 		if who := identity.FromContext(ctx); who != nil {
 			c.Actor = who.Actor
 		}
+	}
+	if g == nil {
+		return nil
 	}
 	var p *policy.Policy
 	namespace := counter.Namespace(c.Entries[0].Key)
