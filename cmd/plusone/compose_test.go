@@ -25,7 +25,8 @@ type composeService struct {
 	Image           string
 	Command         []string
 	Environment     map[string]string
-	Ports, Volumes  []string
+	Ports           []string
+	Volumes, Tmpfs  []string
 	Healthcheck     struct{ Test []string }
 	StopGracePeriod string `yaml:"stop_grace_period"`
 	MemLimit        string `yaml:"mem_limit"`
@@ -92,6 +93,9 @@ func TestComposeFile(t *testing.T) {
 		s := services[name]
 		targets = append(targets, name+s.Environment["PLUSONE_HTTP_ADDR"])
 		checkMemory(t, s.Environment["GOMEMLIMIT"], s.MemLimit)
+		if !slices.Equal(s.Tmpfs, []string{"/data"}) {
+			t.Errorf("%s leaves the volume of its image behind", name)
+		}
 		grace, err := time.ParseDuration(s.StopGracePeriod)
 		must(t, err)
 		if limit := duration(t, "--shutdown-timeout", s.Environment); grace <= limit {
