@@ -100,7 +100,7 @@ func TestPolicies(t *testing.T) {
 	gate := []string{"--flush=false", "--deny-file=" + denied, "--deny-redis-key=plusone:denied"}
 	serve := append(without(args, "--flush-interval"), gate...)
 	first, second := start(t, serve...), start(t, serve...)
-	launch(t, append([]string{"flush"}, args...)...)
+	launch(t, append([]string{"flush"}, args...)...).WaitReady() // before the file is spoiled
 	ctx, cancel := context.WithTimeout(context.Background(), 2*patience)
 	defer cancel()
 	clients := []*client.Client{
