@@ -59,9 +59,10 @@ func (i *interceptor) registrar(s *grpc.Server) grpc.ServiceRegistrar {
 	return &guardedRegistrar{s, i}
 }
 
-// guardedRegistrar registers services whose callers are told by their headers, and may not take for ever to send a request. The interceptor of a call without a stream
-// comes when its request has been read and decoded, which is too much to do for strangers. (An InTapHandle would come
-// first too, but leaves a timer behind for each call that it refuses, for as long as the stranger says.)
+// guardedRegistrar registers services whose callers are told by their headers, and may not take for ever to send a request.
+// The interceptor of a call without a stream comes when its request has been read and decoded, which is too much to do for
+// strangers. (An InTapHandle would come first too, but leaves a timer behind for each call that it refuses, for as long as
+// the stranger says.)
 type guardedRegistrar struct {
 	*grpc.Server
 	interceptor *interceptor

@@ -3,14 +3,13 @@ package limit
 import (
 	"cmp"
 	"context"
-	"encoding/binary"
 	"fmt"
-	"math"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/redis/rueidis"
+	"github.com/tinylib/msgp/msgp"
 
 	"github.com/plusone-dev/plusone/internal/counter"
 )
@@ -80,49 +79,34 @@ func (b *batch) collect(requests []*request) {
 		}
 	}
 	slices.SortFunc(b.order, func(i, k int) int { return b.buckets[i].compare(&b.buckets[k]) })
-	b.groups = appendArray(b.groups[:0], 0)
+	endsGroup := func(i int) bool {
+		return i+1 == len(b.order) || b.buckets[b.order[i]].compare(&b.buckets[b.order[i+1]]) != 0
+	}
 	groups := uint32(0)
+	for i := range b.order {
+		if endsGroup(i) {
+			groups++
+		}
+	}
+	b.groups = msgp.AppendArrayHeader(b.groups[:0], 4*groups)
 	for i, n := range b.order {
 		next := &b.buckets[n]
 		next.at = int64(i + 1)
 		b.keys = append(b.keys, next.key)
-		if i+1 == len(b.order) || next.compare(&b.buckets[b.order[i+1]]) != 0 {
-			groups++
-			b.groups = appendFloat(appendFloat(b.groups, next.rate.tokens(1)/1e3), next.rate.tokens(next.rate.Burst)/1e3)
-			b.groups = appendInteger(appendInteger(b.groups, next.cost), next.at)
+		if endsGroup(i) {
+			b.groups = msgp.AppendFloat64(msgp.AppendFloat64(b.groups, next.rate.tokens(1)/1e3), next.rate.tokens(next.rate.Burst)/1e3)
+			b.groups = msgp.AppendInt64(msgp.AppendInt64(b.groups, next.cost), next.at)
 		}
 	}
-	binary.BigEndian.PutUint32(b.groups[1:], 4*groups)
-	b.wants = appendArray(b.wants[:0], len(requests)+2*len(b.asked))
+	b.wants = msgp.AppendArrayHeader(b.wants[:0], uint32(len(requests)+2*len(b.asked)))
 	asked := b.asked
 	for _, q := range requests {
-		b.wants = appendInteger(b.wants, int64(len(q.keys)))
+		b.wants = msgp.AppendInt64(b.wants, int64(len(q.keys)))
 		for i := range q.keys {
-			b.wants = appendInteger(appendInteger(b.wants, b.buckets[asked[i]].at), q.wants[i].Cost)
+			b.wants = msgp.AppendInt64(msgp.AppendInt64(b.wants, b.buckets[asked[i]].at), q.wants[i].Cost)
 		}
 		asked = asked[len(q.keys):]
 	}
-}
-
-// appendArray appends the beginning of an array, in MessagePack.
-func appendArray(b []byte, n int) []byte {
-	return binary.BigEndian.AppendUint32(append(b, 0xdd), uint32(n))
-}
-
-// appendInteger appends a number that is not negative, in MessagePack.
-func appendInteger(b []byte, n int64) []byte {
-	switch {
-	case n < 1<<7:
-		return append(b, byte(n))
-	case n < 1<<16:
-		return binary.BigEndian.AppendUint16(append(b, 0xcd), uint16(n))
-	default:
-		return binary.BigEndian.AppendUint64(append(b, 0xcf), uint64(n))
-	}
-}
-
-func appendFloat(b []byte, f float64) []byte {
-	return binary.BigEndian.AppendUint64(append(b, 0xcb), math.Float64bits(f))
 }
 
 // ask runs the script. An answer that is lost is not asked for again: tokens would be taken twice.

@@ -40,8 +40,7 @@ for g = 1, #groups, 4 do
   first = groups[g + 3] + 1
 end
 
--- texts are a moment as it is kept, and as it is for PXAT, which is cheaper than PX. Hardly any has a fraction, whose
--- format is slow.
+-- texts are a moment as it is kept, and for how long, in ms. Hardly any moment has a fraction, whose format is slow.
 local function texts(moment)
   return format(moment % 1 == 0 and '%d' or '%.3f', moment), format('%d', ceil((moment - now) / 1000))
 end
