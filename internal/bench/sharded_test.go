@@ -21,8 +21,8 @@ const inFlight = 200
 
 // sharded is plusone in sharded mode, with its yardsticks on Redis servers of their own.
 type sharded struct {
-	plusone                 target
-	echo, held, naive, once target
+	plusone                       target
+	echo, held, bare, naive, once target
 }
 
 func startSharded(t *testing.T) sharded {
@@ -38,7 +38,7 @@ func startSharded(t *testing.T) sharded {
 	}
 	return sharded{
 		plusone: target{name: "plusone", addr: i.GRPCAddr, pid: i.Process.PID(), store: redis.PID()},
-		echo:    yardstick(t, echo, ""), held: yardstick(t, held, ""), naive: beside(naive), once: beside(once),
+		echo:    yardstick(t, echo, ""), held: yardstick(t, held, ""), bare: beside(bare), naive: beside(naive), once: beside(once),
 	}
 }
 
@@ -63,12 +63,24 @@ func TestWrites(t *testing.T) {
 		subject: side{s.held, increment(1000, true), 1, inFlight}, yard: side{s.echo, increment(1000, true), 1, inFlight},
 	}.measure(t)
 	comparison{
+		work: "combining and nothing else, with request_id", against: "echo", target: "(what combining in Redis can reach)",
+		subject: side{s.bare, increment(1000, true), 1, inFlight}, yard: side{s.echo, increment(1000, true), 1, inFlight},
+	}.measure(t)
+	comparison{
+		work: "Increment with request_id, 1,000 keys", against: "combining and nothing else", target: "(what the promises cost)", perStore: true,
+		subject: thousand, yard: side{s.bare, increment(1000, true), 1, inFlight},
+	}.measure(t)
+	comparison{
 		work: "Increment with request_id, 1,000 keys", against: "a script with SET NX and INCRBY per request", target: "Redis CPU ≤ 0.6", perStore: true,
 		subject: thousand, yard: side{s.once, increment(1000, true), 1, inFlight},
 	}.measure(t)
 	comparison{
 		work: "Increment without request_id, 1,000 keys", against: "one INCRBY per request", target: "Redis CPU ≤ 0.5", perStore: true,
 		subject: side{s.plusone, increment(1000, false), 1, inFlight}, yard: side{s.naive, increment(1000, false), 1, inFlight},
+	}.measure(t)
+	comparison{
+		work: "combining and nothing else, without request_id", against: "one INCRBY per request", target: "(what a HINCRBY in a script for each key can reach)", perStore: true,
+		subject: side{s.bare, increment(1000, false), 1, inFlight}, yard: side{s.naive, increment(1000, false), 1, inFlight},
 	}.measure(t)
 	comparison{
 		work: "Increment with request_id, one key", against: "1,000 keys", target: "throughput ≥ 1.0", perStore: true,

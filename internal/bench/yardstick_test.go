@@ -28,6 +28,8 @@ const (
 	echo = "echo"
 	// held answers all calls that wait together, every 2 ms: what gRPC takes if handlers wait.
 	held = "held"
+	// bare combines as plusone does, and has nothing but that and a script that counts each request id once.
+	bare = "bare"
 	// naive has one INCRBY on one of 8 keys for each increment, and 8 GETs for each read.
 	naive = "naive"
 	// once has one script for each increment, which takes the request id by SET NX and counts with INCRBY.
@@ -100,6 +102,8 @@ func newYardstick(kind, store string) (plusonev1.CounterServiceServer, error) {
 		h := &heldService{}
 		go h.release()
 		return h, nil
+	case bare:
+		return newBare(store)
 	case naive, once:
 		client, err := rueidis.NewClient(rueidis.MustParseURL(store))
 		if err != nil {
