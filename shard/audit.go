@@ -67,7 +67,7 @@ var (
 // AuditBases compares all bases that are cached from the beginning to the end of the audit, and returns how many
 // it compared. A base that is cached, or moved to another node, meanwhile may be left out.
 func (r *Redis) AuditBases(ctx context.Context, audit BaseAudit) (int, error) {
-	compare, err := loadScript("audit", "lib", "int64", "base")
+	compare, err := loadScript("lib", "int64", "base", "audit")
 	if err != nil {
 		return 0, err
 	}

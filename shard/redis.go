@@ -77,25 +77,24 @@ func NewRedis(client rueidis.Client, cfg RedisConfig) (*Redis, error) {
 	}
 	for _, s := range []struct {
 		script **script
-		name   string
-		libs   []string
+		files  []string
 	}{
-		{&r.write, "write", []string{"lib", "int64", "like"}},
-		{&r.read, "read", []string{"lib"}},
-		{&r.likes, "likes", []string{"lib", "like"}},
-		{&r.load, "load", []string{"lib", "int64", "base"}},
-		{&r.spread, "spread", []string{"lib"}},
-		{&r.pending, "pending", []string{"lib"}},
-		{&r.seal, "seal", []string{"lib"}},
-		{&r.begin, "begin", []string{"lib"}},
-		{&r.move, "move", []string{"lib", "int64"}},
-		{&r.end, "end", []string{"lib"}},
-		{&r.discard, "discard", []string{"lib"}},
-		{&r.restore, "restore", []string{"lib"}},
-		{&r.sweep, "sweep", []string{"lib"}},
+		{&r.write, []string{"lib", "write", "int64", "careful", "like", "write_likes"}},
+		{&r.read, []string{"lib", "read"}},
+		{&r.likes, []string{"lib", "like", "likes"}},
+		{&r.load, []string{"lib", "int64", "base", "load"}},
+		{&r.spread, []string{"lib", "spread"}},
+		{&r.pending, []string{"lib", "pending"}},
+		{&r.seal, []string{"lib", "seal"}},
+		{&r.begin, []string{"lib", "begin"}},
+		{&r.move, []string{"lib", "int64", "move"}},
+		{&r.end, []string{"lib", "end"}},
+		{&r.discard, []string{"lib", "discard"}},
+		{&r.restore, []string{"lib", "restore"}},
+		{&r.sweep, []string{"lib", "sweep"}},
 	} {
 		var err error
-		if *s.script, err = loadScript(s.name, s.libs...); err != nil {
+		if *s.script, err = loadScript(s.files...); err != nil {
 			return nil, err
 		}
 	}

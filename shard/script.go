@@ -19,30 +19,26 @@ type commander interface {
 	Do(ctx context.Context, cmd rueidis.Completed) rueidis.RedisResult
 }
 
-// loadScript assembles a script from its file and its libraries. A first line "#!…", which sets the script's
-// flags, stays first.
-func loadScript(name string, libs ...string) (*script, error) {
+// loadScript assembles a script from its files, in their order: the libraries it uses, and its own, which come last as a
+// rule. A first line "#!…", which sets the script's flags, goes first.
+func loadScript(files ...string) (*script, error) {
+	var flags string
 	var body strings.Builder
-	main, err := scriptFiles.ReadFile("scripts/" + name + ".lua")
-	if err != nil {
-		return nil, fmt.Errorf("script %s: %w", name, err)
-	}
-	text := string(main)
-	if strings.HasPrefix(text, "#!") {
-		flags, rest, _ := strings.Cut(text, "\n")
-		body.WriteString(flags + "\n")
-		text = rest
-	}
-	for _, lib := range libs {
-		file, err := scriptFiles.ReadFile("scripts/" + lib + ".lua")
+	for _, name := range files {
+		file, err := scriptFiles.ReadFile("scripts/" + name + ".lua")
 		if err != nil {
 			return nil, fmt.Errorf("script %s: %w", name, err)
 		}
-		body.Write(file)
+		text := string(file)
+		if strings.HasPrefix(text, "#!") {
+			first, rest, _ := strings.Cut(text, "\n")
+			flags, text = first+"\n", rest
+		}
+		body.WriteString(text)
 	}
-	body.WriteString(text)
-	sum := sha1.Sum([]byte(body.String()))
-	return &script{body: body.String(), sha: hex.EncodeToString(sum[:])}, nil
+	text := flags + body.String()
+	sum := sha1.Sum([]byte(text))
+	return &script{body: text, sha: hex.EncodeToString(sum[:])}, nil
 }
 
 // exec runs the script by its hash, and by its text if Redis does not have it. It is not run inside MULTI,

@@ -109,6 +109,22 @@ var writeCases = map[string]func(t *testing.T, f *fixture){
 		f.pending(t, 2, "b", 1)
 	},
 
+	"write/positions of entries, of which the first have a delta of 1": func(t *testing.T, f *fixture) {
+		f.spread(t, 1, []string{"one", "more"}, shard.Marker(f.now), shard.Marker(f.now))
+		f.add(t, 0, entry("big", math.MaxInt64))
+		mixed := part(1, entry("a", 1), entry("one", 1), entry("b", 5), entry("c", 1), entry("more", 7))
+		f.refused(t, f.batch(mixed), shard.WriteReply{Moved: []shard.MovedEntry{
+			{EntryRef: shard.EntryRef{Entry: 1}, Marker: shard.Marker(f.now)}, {EntryRef: shard.EntryRef{Entry: 4}, Marker: shard.Marker(f.now)},
+		}})
+		f.refused(t, f.batch(part(0, entry("a", 1), entry("big", 1), entry("b", 2))), overflowing(1))
+		f.refused(t, f.batch(part(0, entry("a", 1), entry("b", 2), entry("big", 3))), overflowing(2))
+		mixed.Markers = []shard.Marker{0, shard.Marker(f.now), 0, 0, shard.Marker(f.now)}
+		f.applied(t, f.batch(mixed))
+		for i, e := range mixed.Entries {
+			f.reads(t, 1, e.Key, shard.KeyValue{Value: e.Delta, Marker: mixed.Markers[i]})
+		}
+	},
+
 	"write/every reason at once": func(t *testing.T, f *fixture) {
 		f.add(t, 0, entry("big", math.MaxInt64))
 		f.applied(t, f.batch(claiming(part(1, entry("c", 1)), opaque("id", "v"))))

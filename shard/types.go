@@ -21,7 +21,7 @@ type WriteBatch struct {
 // ShardWrite is the part of a batch that goes to one shard.
 type ShardWrite struct {
 	Shard int
-	// Entries have distinct keys.
+	// Entries have distinct keys. Those at the front whose delta is 1 cost less.
 	Entries []counter.Entry
 	// Reset says that the deltas of Entries, which are 0, are to be what brings the increments of their keys on the
 	// shard to 0, as base and pending deltas say. Likes are left out.

@@ -32,7 +32,7 @@ func writeArgs(b *WriteBatch, settings [5]int64) []string {
 	for i := range b.Shards {
 		s := &b.Shards[i]
 		texts += 3*len(s.Entries) + 4*len(s.Likes)
-		numbers += 6 + len(s.Entries) + likeNumbers*len(s.Likes)
+		numbers += 7 + len(s.Entries) + likeNumbers*len(s.Likes)
 		for j := range s.Claims {
 			texts += 1 + 2*len(s.Claims[j].Fields)
 			numbers += 6
@@ -70,16 +70,22 @@ type markedKey struct {
 
 func (w *writeEncoder) shard(s *ShardWrite) {
 	careful := s.Reset
-	declared := 0
+	declared, ones := 0, 0
+	for ones < len(s.Entries) && s.Entries[ones].Delta == 1 {
+		ones++
+	}
 	for i, e := range s.Entries {
 		careful = careful || e.Delta >= carefulDelta || e.Delta <= -carefulDelta
 		if i < len(s.Markers) && s.Markers[i] != 0 {
 			declared++
 		}
 	}
-	w.numbers = append(w.numbers, asNumber(careful), int64(len(s.Entries)), int64(declared), int64(len(s.Claims)), 0, int64(len(s.Likes)))
+	w.numbers = append(w.numbers, asNumber(careful), int64(len(s.Entries)), int64(ones), int64(declared), int64(len(s.Claims)), 0, int64(len(s.Likes)))
 	keys := len(w.numbers) - 2
-	for _, e := range s.Entries {
+	for _, e := range s.Entries[:ones] {
+		w.args = append(w.args, e.Key)
+	}
+	for _, e := range s.Entries[ones:] {
 		delta := resetDelta
 		if !s.Reset {
 			delta = strconv.FormatInt(e.Delta, 10)

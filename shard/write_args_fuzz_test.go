@@ -134,11 +134,14 @@ func (r *argReader) parse(text string) int64 {
 func (r *argReader) shard() ShardWrite {
 	r.t.Helper()
 	careful := r.number() == 1
-	entries, markers, groups, keys, likes := r.number(), r.number(), r.number(), r.number(), int(r.number())
+	entries, ones, markers, groups, keys, likes := r.number(), r.number(), r.number(), r.number(), r.number(), int(r.number())
 	s := normal(ShardWrite{Markers: make([]Marker, entries)})
 	big := false
-	for range entries {
-		e := counter.Entry{Key: r.text(), Delta: r.parse(r.text())}
+	for i := range entries {
+		e := counter.Entry{Key: r.text(), Delta: 1}
+		if i >= ones {
+			e.Delta = r.parse(r.text())
+		}
 		s.Entries = append(s.Entries, e)
 		big = big || math.Abs(float64(e.Delta)) >= carefulDelta
 	}

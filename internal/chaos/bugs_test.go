@@ -138,10 +138,10 @@ var bugsOfWrites = []plantedBug{
 		modes: []string{"sharded"},
 		replace: []plusonetest.Replacement{{
 			File: "shard/scripts/write.lua",
-			Old:  "for g = 1, #shard.groups do claim(shard, KEYS[s], shard.groups[g]) end",
-			New: `for g = 1, #shard.groups do
-    if string.sub(shard.groups[g].name, 1, 5) == 'once:' then claim(shard, KEYS[s], shard.groups[g]) end
-  end`,
+			Old:  "for g = 1, #claim_groups[s] do claim(s, claim_groups[s][g]) end",
+			New: `for g = 1, #claim_groups[s] do
+        if string.sub(claim_groups[s][g].name, 1, 5) == 'once:' then claim(s, claim_groups[s][g]) end
+      end`,
 		}},
 	},
 	{

@@ -1,17 +1,23 @@
 -- Rule 1: apply a batch to one or more shards, whole or not at all, but for single likes (rule 10). Everything is
 -- decided before the first write, since Redis does not roll back a script that fails half-way.
 --
+-- This is the first part of the script. It ends here for a batch without likes and big deltas, as nearly all are: to make
+-- the functions that such a batch does not need costs as much as a twentieth of its changes. careful.lua and
+-- write_likes.lua follow.
+--
 -- KEYS: the meta keys of the shards.
 -- ARGV[1]: numbers, as an array in MessagePack, which takes a fifth of what as many arguments do:
 --   made, lifetime, window length, dedupe window, early, confirm, then for each shard:
---   careful (1: a delta is big, or a reset); how many entries, markers, claim groups, keys of likes, and likes
+--   careful (1: a delta is big, or a reset); how many entries, how many of them, which are the first, have a delta of 1; how
+--   many markers, claim groups, keys of likes, and likes
 --   for each marker the position of its entry
 --   for each claim group: kind, oldest, newest, period, current, how many claims
 --   for each like: what it is (LIKED, DATED, and SOURCE times the source of the state that the sender knows, summed);
 --     which of the keys it has; if the shard has several likes of the pair, which is the first of them, else 0; where in
 --     ARGV its claim is, 0 if it has none
 -- ARGV[2]: the batch's id. From ARGV[3] on, for each shard:
---   for each entry: key, delta (RESET: what brings the increments of the key on the shard to 0)
+--   the key of each entry whose delta is 1; for each other one: key, delta (RESET: what brings the increments of the key on
+--   the shard to 0)
 --   the markers that the sender knows
 --   for each claim group: bucket, and for each claim field, value; of a like's claim, the value if the like is CHANGED
 --   the keys of likes; their markers that the sender knows, 0 if none
@@ -22,11 +28,8 @@
 -- became of it. All other positions count from 1.
 local APPLIED, REFUSED, LATE = 0, 1, 2
 local TIMED, OPAQUE = 0, 1
-local LOADED, SUPPOSED = 1, 2
-local CHANGED, UNCHANGED, UNKNOWN, OVERFLOWS = '1', '0', '?', 'o'
-local LIKE_NUMBERS, DATED, SOURCE = 4, 2, 4
-local RESET = 'r'
-local OPEN, LOST, IS_BIG, TIMED_NAME = 1, 4, 5, 8 -- where a shard's meta has them
+local LIKE_NUMBERS = 4
+local OPEN, SEALED, FIN, LOST, IS_BIG, HOT, HELD, TIMED_NAME, BATCH_NAME = 1, 2, 3, 4, 5, 6, 7, 8, 9 -- where a shard's meta has them
 local BATCH_BUCKET, TIMED_BUCKET, MARGIN = 60000, 60000, 60000
 
 local ARGV = ARGV -- a name that is global takes longer to look up
@@ -50,7 +53,14 @@ end
 if now > made + lifetime or now < made - lifetime then return {LATE, time, {}, {}, {}, {}, ''} end
 
 local known, moved, aged, overflowing = {}, {}, {}, {}
+-- The shards, each a list of what PREFIX to LAST say, as one with names costs four times as much: what its keys begin with,
+-- its meta, the window to write to, whether that must be opened, where in ARGV its entries begin, how many of them have a
+-- delta of 1, and where the last one begins.
+local PREFIX, META, WINDOW, UNOPENED, FIRST, ONES, LAST = 1, 2, 3, 4, 5, 6, 7
 local shards = {}
+local claim_groups = {} -- none if a shard has no claims
+local special = {} -- of a shard with likes or big deltas: see below
+local any_special = false
 
 -- look_up notes those of the fields at ARGV[first], ARGV[first + 2], … that the bucket holds. The list is used again and
 -- again: one that grows from nothing costs as much as the command.
@@ -70,76 +80,30 @@ local function look_up(bucket_key, first, n, s, g)
   end
 end
 
--- overflows reports whether base, pending deltas and the sum that is given together leave int64.
-local function overflows(prefix, gen, windows, key, high, low)
-  local base = call('GET', prefix .. 'base:' .. gen .. ':' .. key)
-  if base then high, low = add(high, low, split_base(base), 1) end
-  for w = 1, #windows do
-    local pending = call('HGET', prefix .. 'w:' .. windows[w], key)
-    if pending then high, low = add(high, low, pending, 1) end
-  end
-  return edge(high, low) ~= nil
-end
-
--- reset_of is the delta that brings the increments of a key to 0, stopped at the edge of int64, or nil if the base is not
--- cached.
-local function reset_of(prefix, gen, windows, key)
-  local base = call('GET', prefix .. 'base:' .. gen .. ':' .. key)
-  if not base then return nil end
-  local total, likes = split_base(base)
-  local high, low = add(0, 0, total, -1)
-  high, low = add(high, low, likes, 1)
-  for w = 1, #windows do
-    local pending = call('HMGET', prefix .. 'w:' .. windows[w], key, LIKE_SUM .. key)
-    if pending[1] then high, low = add(high, low, pending[1], -1) end
-    if pending[2] then high, low = add(high, low, pending[2], 1) end
-  end
-  return saturated(high, low)
-end
-
--- overfills reports whether the sum would leave int64 with what the window holds of the key.
-local function overfills(prefix, window, key, high, low)
-  local pending = call('HGET', prefix .. 'w:' .. integer(window), key)
-  return pending and edge(add(high, low, pending, 1)) ~= nil
-end
-
--- each_marker calls f with the position, from 0, and the marker of each of the keys at ARGV[first], ARGV[first + step], …
-local function each_marker(prefix, first, n, step, f)
-  for from = 0, n - 1, CHUNK do
-    local keys = {}
-    for i = from, math.min(n, from + CHUNK) - 1 do keys[#keys + 1] = ARGV[first + step * i] end
-    local values = call('HMGET', prefix .. 'spread', unpack(keys))
-    for i = 1, #values do f(from + i - 1, values[i] or '0') end
-  end
-end
-
 local function note_moved(s, position, marker)
   local k = #moved
   moved[k + 1], moved[k + 2], moved[k + 3] = s - 1, position, marker
 end
 
--- careful_window checks that no total of the shard's entries can overflow, and returns the window that can take them.
-local function careful_window(s, meta_key, shard)
-  local prefix, first, window = shard.prefix, shard.first, shard.window
-  local windows, full = call('LRANGE', prefix .. 'windows', 0, -1), false
-  shard.windows, shard.gen = windows, call('HGET', meta_key, 'gen') or '0'
-  for i = first, shard.last, 2 do
-    local delta = ARGV[i + 1]
-    if delta == RESET then
-      delta = reset_of(prefix, shard.gen, windows, ARGV[i])
-      ARGV[i + 1] = delta or '0'
-    end
-    local high, low = add(0, 0, ARGV[i + 1], 1)
-    if not delta or overflows(prefix, shard.gen, windows, ARGV[i], high, low) then
-      local k = #overflowing
-      overflowing[k + 1], overflowing[k + 2] = s - 1, (i - first) / 2
-    elseif not shard.add_window then
-      full = full or overfills(prefix, window, ARGV[i], high, low)
+-- check_markers notes the entries of a shard whose markers are others than the sender knows, the markers at ARGV[at], and
+-- at numbers[q] which entries they are of.
+local function check_markers(s, entries, markers, at, q)
+  local shard, sent, position = shards[s], {}, 0
+  for i = 1, markers do sent[numbers[q + i - 1]] = ARGV[at + i - 1] end
+  local function compare(first, n, step)
+    for from = 0, n - 1, CHUNK do
+      local keys = {}
+      for i = from, math.min(n, from + CHUNK) - 1 do keys[#keys + 1] = ARGV[first + step * i] end
+      for _, marker in ipairs(call('HMGET', shard[PREFIX] .. 'spread', unpack(keys))) do
+        marker, position = marker or '0', position + 1
+        if marker ~= (sent[position] or '0') then
+          note_moved(s, position - 1, marker)
+        end
+      end
     end
   end
-  -- The total fits and the sum pending in this window would not: a new window takes it.
-  if full then return next_window(now, window), true end
-  return window, shard.add_window
+  compare(shard[FIRST], shard[ONES], 1)
+  compare(shard[FIRST] + shard[ONES], entries - shard[ONES], 2)
 end
 
 -- look_up_claims looks up a group of claims, whose numbers are at numbers[q] and whose claims begin at ARGV[p + 1]. It
@@ -173,282 +137,26 @@ local function look_up_claims(s, g, prefix, lost, p, q)
   return {name = name, expires = expires, first = p + 1, last = p + 2 * n, timed = kind == TIMED}
 end
 
-local p, q = 3, 7 -- where ARGV and the numbers of the next shard begin
-for s = 1, #KEYS do
-  local prefix = prefix_of(KEYS[s])
-  local meta = call('HMGET', KEYS[s], 'open', 'sealed', 'fin', 'lost', 'big', 'hot', 'held', 'timed')
-  local fin, lost = (meta[3] or 0) + 0, (meta[4] or 0) + 0
-  if made <= lost then return {LATE, time, {}, {}, {}, {}, ''} end
-  local entries, markers, groups, keys, likes = numbers[q + 1], numbers[q + 2], numbers[q + 3], numbers[q + 4], numbers[q + 5]
-  local careful = numbers[q] == 1 or meta[5] or (meta[7] or 0) + 0 > BIG_WINDOWS
-  local window, add_window = current_window(prefix, meta[1], (meta[2] or 0) + 0, fin, now, length)
-  local shard = {
-    prefix = prefix, meta = meta, careful = careful, window = window, add_window = add_window,
-    first = p, last = p + 2 * entries - 2, groups = {},
-  }
-  shards[s] = shard
-  if careful then shard.window, shard.add_window = careful_window(s, KEYS[s], shard) end
-  q = q + 6
-
-  -- Rule 9: the sender must know the markers of all keys that it writes here.
-  local first_marker = p + 2 * entries
-  if meta[6] or markers > 0 then
-    local sent = {}
-    for i = 1, markers do sent[numbers[q + i - 1]] = ARGV[first_marker + i - 1] end
-    each_marker(prefix, p, entries, 2, function(i, marker)
-      if marker ~= (sent[i + 1] or '0') then note_moved(s, i, marker) end
-    end)
-  end
-  p, q = first_marker + markers, q + markers
-
-  for g = 1, groups do
-    local group = look_up_claims(s, g, prefix, lost, p, q)
-    shard.groups[g] = group
-    p, q = group.last + 1, q + 6
-  end
-
-  if likes > 0 then
-    shard.likes, shard.keys, shard.fin = likes, keys, fin
-    shard.like_numbers, shard.first_key, shard.first_field = q, p, p + 2 * keys
-    local marked = meta[6]
-    for i = p + keys, p + 2 * keys - 1 do marked = marked or ARGV[i] ~= '0' end
-    if marked then
-      local differing = {}
-      each_marker(prefix, p, keys, 1, function(k, marker)
-        if marker ~= ARGV[p + keys + k] then differing[k + 1] = marker end
-      end)
-      for i = 0, likes - 1 do
-        local marker = differing[numbers[q + LIKE_NUMBERS * i + 1]]
-        if marker then note_moved(s, entries + i, marker) end
-      end
-    end
-    p, q = p + 2 * keys + 2 * likes, q + LIKE_NUMBERS * likes
-  end
-end
-
-if #known + #moved + #aged + #overflowing > 0 then
-  -- A claim that another copy of a request left must have reached the replicas before it is answered.
-  if confirm then call('HSET', KEYS[1], 'confirmed', integer(now)) end
-  return {REFUSED, time, known, moved, aged, overflowing, ''}
-end
-
--- What the sender knows of likes, as read once: of many it is that they were never changed.
-local loaded_states = {}
-local function load_state(known)
-  local state, watermark = string.match(known, '^(.*)@(%d+)$')
-  loaded_states[known] = {tonumber(watermark), parse_state(state)}
-  return loaded_states[known]
-end
-
--- The records of likes, field and state by turns, those of each shard in one piece.
-local records, last_record = {}, 0
-
--- record notes the state to which the like at a position is set, in place of the record that its pair has.
-local function record(shard, position, first_of_pair, state)
-  local at = shard.recorded[first_of_pair]
-  if at then
-    records[at] = state
-    return
-  end
-  local field, place = ARGV[shard.first_field + position - 1], shard.places[position]
-  records[last_record + 1], records[last_record + 2] = field, state
-  last_record = last_record + 2
-  if first_of_pair > 0 then shard.recorded[first_of_pair] = last_record end
-  if place and place ~= shard.bucket then
-    shard.gone[place] = shard.gone[place] or {}
-    table.insert(shard.gone[place], field)
-  end
-end
-
--- record_repeats records the repeats of likes that the batch does not change, unless the window has a record of the
--- like already: the change that is repeated must not be forgotten.
-local function record_repeats(shard, repeats)
-  local there = {}
-  if not shard.add_window then
-    look_up_states(shard.prefix .. 'w:' .. integer(shard.window), shard.first_field, shard.likes, there, {})
-  end
-  for _, r in ipairs(repeats) do
-    local state = there[r.position]
-    if not shard.recorded[r.first_of_pair] and not (state and string.sub(state, 1, 1) == (r.liked and '1' or '0')) then
-      record(shard, r.position, r.first_of_pair, format_state(r.liked, r.moment or math.max(time, r.set + 1), r.since))
-    end
-  end
-end
-
--- like_overflows reports whether the total of a key would leave int64 with the sum of its likes, or what the batch
--- adds to it, which a window of its own must be able to hold.
-local function like_overflows(shard, key, sum)
-  local high, low = add(0, sum, shard.entry_deltas[key] or '0', 1)
-  return edge(high, low) ~= nil or overflows(shard.prefix, shard.gen, shard.windows, key, high, low)
-end
-
--- split_moment splits what is known of a dated like from its moment.
-local function split_moment(known)
-  local state, moment = string.match(known, '^(.*)>(%d+)$')
-  return state, tonumber(moment)
-end
-
-local hours, forget = nil, nil
-local now_liked, now_unliked = nil, nil
-
--- begin_likes looks up the states of a shard's likes.
-local function begin_likes(shard)
-  if not hours then
-    hours, forget = membership_hours(now, length)
-    now_liked, now_unliked = format_state(true, time, time), format_state(false, time, time)
-  end
-  local lost = shard.meta[LOST]
-  shard.entry_deltas = {}
-  if shard.careful then
-    for i = shard.first, shard.last, 2 do shard.entry_deltas[ARGV[i]] = ARGV[i + 1] end
-  end
-  shard.stem = membership_stem(shard.prefix, lost)
-  shard.bucket = shard.stem .. hours[1]
-  shard.states, shard.places = find_states(shard.prefix, lost, hours, shard.first_field, shard.likes)
-  shard.recorded, shard.gone, shard.sums, shard.first_record = {}, {}, {}, last_record + 1
-end
-
--- What is not done leaves no claim.
-local undone, any_undone = {}, false
-
--- settle_claim notes with the claim of a like what became of it. It was sent as that of one that is changed.
-local function settle_claim(at, result)
-  if result == UNCHANGED then
-    ARGV[at + 1] = string.sub(ARGV[at + 1], 1, -2) .. UNCHANGED
-  elseif result ~= CHANGED then
-    undone[at], any_undone = true, true
-  end
-end
-
--- known_state returns the state of a like, as the sender knows it, if that may still be so. What is supposed is the
--- opposite of what is wanted.
-local function known_state(shard, wanted, source, known)
-  if source == LOADED then
-    local loaded = loaded_states[known] or load_state(known)
-    if shard.fin <= loaded[1] then return loaded[2], loaded[3], loaded[4] end
-  elseif source == SUPPOSED then
-    return not wanted, 0, 0
-  end
-  return nil
-end
-
--- change_like decides a like that changes something, of the key with the number k.
-local function change_like(shard, position, first_of_pair, k, wanted, set, moment)
-  local sum = (shard.sums[k] or 0) + (wanted and 1 or -1)
-  if shard.careful and like_overflows(shard, ARGV[shard.first_key + k - 1], sum) then return OVERFLOWS end
-  shard.sums[k] = sum
-  local state = wanted and now_liked or now_unliked
-  if moment then
-    state = format_state(wanted, moment, moment)
-  elseif set >= time then
-    state = format_state(wanted, set + 1, set + 1)
-  end
-  if first_of_pair > 0 then shard.states[first_of_pair] = state end
-  record(shard, position, first_of_pair, state)
-  return CHANGED
-end
-
-local results, decided = {}, 0 -- of all likes
-
--- decide_likes decides the likes of a shard one after the other.
-local function decide_likes(shard)
-  begin_likes(shard)
-  local states, repeats, repeated = shard.states, {}, {}
-  local q, before_known = shard.like_numbers, shard.first_field + shard.likes - 1
-  for i = 1, shard.likes do
-    local what, k, first_of_pair, claim_at = numbers[q], numbers[q + 1], numbers[q + 2], numbers[q + 3]
-    q = q + LIKE_NUMBERS
-    local wanted, known, moment = what % DATED == 1, ARGV[before_known + i], nil
-    if what % SOURCE >= DATED then known, moment = split_moment(known) end
-    local pair = first_of_pair > 0 and first_of_pair or i
-    local liked, set, since
-    if states[pair] then
-      liked, set, since = parse_state(states[pair])
-    else
-      liked, set, since = known_state(shard, wanted, math.floor(what / SOURCE), known)
-    end
-    local result = UNKNOWN
-    if liked ~= nil and moment and set >= moment then
-      result = UNCHANGED
-    elseif liked == wanted then
-      result = UNCHANGED
-      if not shard.recorded[first_of_pair] and not repeated[pair] then
-        repeated[pair] = true
-        repeats[#repeats + 1] =
-          {position = i, first_of_pair = first_of_pair, liked = wanted, set = set, since = since, moment = moment}
-      end
-    elseif liked ~= nil then
-      result = change_like(shard, i, first_of_pair, k, wanted, set, moment)
-    end
-    decided = decided + 1
-    results[decided] = result
-    if claim_at > 0 then settle_claim(claim_at, result) end
-  end
-  if shard.careful and not shard.add_window then
-    for k, sum in pairs(shard.sums) do
-      local key = ARGV[shard.first_key + k - 1]
-      local high, low = add(0, sum, shard.entry_deltas[key] or '0', 1)
-      if overfills(shard.prefix, shard.window, key, high, low) then
-        shard.window, shard.add_window = next_window(now, shard.window), true
-        break
-      end
-    end
-  end
-  if #repeats > 0 then record_repeats(shard, repeats) end
-  shard.last_record = last_record
-end
-
-for s = 1, #KEYS do
-  if shards[s].likes then decide_likes(shards[s]) end
-end
-local likes = table.concat(results)
-
--- set_likes writes what decide_likes has decided. It reports whether a delta has become big.
-local function set_likes(shard, meta_key, window_key)
-  if shard.last_record < shard.first_record then return false end
-  local new = call('EXISTS', shard.bucket) == 0
-  for from = shard.first_record, shard.last_record, 2 * CHUNK do
-    local to = math.min(shard.last_record, from + 2 * CHUNK - 1)
-    call('HSET', window_key, unpack(records, from, to))
-    call('HSET', shard.bucket, unpack(records, from, to))
-  end
-  for h = 2, #hours do
-    local bucket = shard.stem .. hours[h]
-    local fields = shard.gone[bucket] or {}
-    for from = 1, #fields, CHUNK do
-      call('HDEL', bucket, unpack(fields, from, math.min(#fields, from + CHUNK - 1)))
-    end
-  end
-  if new then
-    make_table(shard.bucket)
-    call('PEXPIRE', shard.bucket, integer(forget + MEMBERSHIP_MARGIN - now))
-    call('ZADD', shard.prefix .. 'claims', integer(forget), string.sub(shard.bucket, #shard.prefix + 1))
-    call('HSETNX', meta_key, 'likes', '1')
-  end
-  local big = false
-  for k = 1, shard.keys do
-    if shard.sums[k] then
-      local key, sum = ARGV[shard.first_key + k - 1], integer(shard.sums[k])
-      if is_big(call('HINCRBY', window_key, key, sum)) then big = true end
-      call('HINCRBY', window_key, LIKE_SUM .. key, sum)
-    end
-  end
-  return big
-end
-
 -- add_deltas adds the deltas of a shard's entries to its window. It reports whether a pending delta has become big. In a
 -- hash table one HINCRBY for each costs less than to read, add up and write them all here.
 local function add_deltas(shard, window_key)
-  local big = false
-  for i = shard.first, shard.last, 2 do
+  local big, pairs_from = false, shard[FIRST] + shard[ONES]
+  for i = shard[FIRST], pairs_from - 1 do
+    if call('HINCRBY', window_key, ARGV[i], '1') >= BIG then big = true end
+  end
+  for i = pairs_from, shard[LAST], 2 do
     local sum = call('HINCRBY', window_key, ARGV[i], ARGV[i + 1])
     if sum >= BIG or sum <= -BIG then big = true end
   end
   return big
 end
 
--- claim writes the claims of a group, but for those of likes that were not done.
-local function claim(shard, meta_key, group)
+-- The claims of likes that were not done are not written: by where in ARGV they are.
+local undone, any_undone = {}, false
+
+-- claim writes the claims of a group.
+local function claim(s, group)
+  local prefix, meta = shards[s][PREFIX], shards[s][META]
   local first, last, args = group.first, group.last, ARGV
   if any_undone then
     args = {}
@@ -459,33 +167,95 @@ local function claim(shard, meta_key, group)
     if last == 0 then return end
   end
   for from = first, last, 2 * CHUNK do
-    call('HSET', shard.prefix .. group.name, unpack(args, from, math.min(last, from + 2 * CHUNK - 1)))
+    call('HSET', prefix .. group.name, unpack(args, from, math.min(last, from + 2 * CHUNK - 1)))
   end
-  if shard.meta[TIMED_NAME] == group.name then return end
-  call('ZADD', shard.prefix .. 'claims', integer(group.expires), group.name)
+  if meta[TIMED_NAME] == group.name then return end
+  call('ZADD', prefix .. 'claims', integer(group.expires), group.name)
   if group.timed then
-    shard.meta[TIMED_NAME] = group.name
-    make_table(shard.prefix .. group.name)
-    call('HSET', meta_key, 'timed', group.name)
+    meta[TIMED_NAME] = group.name
+    make_table(prefix .. group.name)
+    call('HSET', KEYS[s], 'timed', group.name)
   end
 end
 
--- Decided: from here on there are only writes, none of which can fail.
-local batch_expires = (batch_time + 1) * BATCH_BUCKET + lifetime + MARGIN
-call('HSET', batch_key, id, likes)
-if call('HGET', KEYS[1], 'batch') ~= batch_bucket then
-  call('ZADD', shards[1].prefix .. 'claims', integer(batch_expires), batch_bucket)
-  call('HSET', KEYS[1], 'batch', batch_bucket)
+local set_likes = nil -- see write_likes.lua
+
+-- apply writes what was decided, and the results of likes with the batch's claim. None of the writes can fail.
+local function apply(likes)
+  call('HSET', batch_key, id, likes)
+  if shards[1][META][BATCH_NAME] ~= batch_bucket then
+    call('ZADD', shards[1][PREFIX] .. 'claims', integer((batch_time + 1) * BATCH_BUCKET + lifetime + MARGIN), batch_bucket)
+    call('HSET', KEYS[1], 'batch', batch_bucket)
+  end
+  for s = 1, #KEYS do
+    local shard, extra = shards[s], special[s]
+    local prefix, meta, window, opens = shard[PREFIX], shard[META], shard[WINDOW], shard[UNOPENED]
+    local has_records = extra and extra.last_record >= extra.first_record
+    local window_key = prefix .. 'w:' .. (not opens and meta[OPEN] or integer(window))
+    opens = opens and (shard[LAST] >= shard[FIRST] or has_records)
+    if opens then open_window(KEYS[s], prefix, window) end
+    local big = add_deltas(shard, window_key)
+    if has_records and set_likes(extra, KEYS[s], window_key) then big = true end
+    if opens then make_table(window_key) end
+    if big and not meta[IS_BIG] then call('HSET', KEYS[s], 'big', '1') end
+    if claim_groups[s] then
+      for g = 1, #claim_groups[s] do claim(s, claim_groups[s][g]) end
+    end
+  end
+  return {APPLIED, time, {}, {}, {}, {}, likes}
 end
+
+-- refuse answers why nothing was changed.
+local function refuse()
+  -- A claim that another copy of a request left must have reached the replicas before it is answered.
+  if confirm then call('HSET', KEYS[1], 'confirmed', integer(now)) end
+  return {REFUSED, time, known, moved, aged, overflowing, ''}
+end
+
+local p, q = 3, 7 -- where ARGV and the numbers of the next shard begin
 for s = 1, #KEYS do
-  local shard = shards[s]
-  local add_window = shard.add_window and (shard.last >= shard.first or shard.likes and shard.last_record >= shard.first_record)
-  local window_key = shard.prefix .. 'w:' .. (not shard.add_window and shard.meta[OPEN] or integer(shard.window))
-  if add_window then open_window(KEYS[s], shard.prefix, shard.window) end
-  local big = add_deltas(shard, window_key)
-  if shard.likes and set_likes(shard, KEYS[s], window_key) then big = true end
-  if add_window then make_table(window_key) end
-  if big and not shard.meta[IS_BIG] then call('HSET', KEYS[s], 'big', '1') end
-  for g = 1, #shard.groups do claim(shard, KEYS[s], shard.groups[g]) end
+  local prefix, meta = prefix_of(KEYS[s]), nil
+  local entries, markers, groups, keys, likes = numbers[q + 1], numbers[q + 3], numbers[q + 4], numbers[q + 5], numbers[q + 6]
+  if s == 1 then
+    meta = call('HMGET', KEYS[s], 'open', 'sealed', 'fin', 'lost', 'big', 'hot', 'held', 'timed', 'batch')
+  elseif groups > 0 then
+    meta = call('HMGET', KEYS[s], 'open', 'sealed', 'fin', 'lost', 'big', 'hot', 'held', 'timed')
+  else
+    meta = call('HMGET', KEYS[s], 'open', 'sealed', 'fin', 'lost', 'big', 'hot', 'held')
+  end
+  local fin, lost = (meta[FIN] or 0) + 0, (meta[LOST] or 0) + 0
+  if made <= lost then return {LATE, time, {}, {}, {}, {}, ''} end
+  local ones, first = numbers[q + 2], p
+  local window, unopened = current_window(prefix, meta[OPEN], (meta[SEALED] or 0) + 0, fin, now, length)
+  p = p + 2 * entries - ones
+  shards[s] = {prefix, meta, window, unopened, first, ones, p - (entries > ones and 2 or 1)}
+  local careful = numbers[q] == 1 or meta[IS_BIG] or (meta[HELD] or 0) + 0 > BIG_WINDOWS
+  q = q + 7
+
+  -- Rule 9: the sender must know the markers of all keys that it writes here.
+  if meta[HOT] or markers > 0 then check_markers(s, entries, markers, p, q) end
+  p, q = p + markers, q + markers
+
+  if groups > 0 then
+    local list_of_groups = {}
+    for g = 1, groups do
+      local group = look_up_claims(s, g, prefix, lost, p, q)
+      list_of_groups[g] = group
+      p, q = group.last + 1, q + 6
+    end
+    claim_groups[s] = list_of_groups
+  end
+  if careful or likes > 0 then
+    special[s] = {
+      number = s, prefix = prefix, lost = meta[LOST], fin = fin, careful = careful, entries = entries, likes = likes, keys = keys,
+      like_numbers = q, first_key = p, first_field = p + 2 * keys, first_record = 1, last_record = 0,
+    }
+    any_special = true
+    p, q = p + 2 * keys + 2 * likes, q + LIKE_NUMBERS * likes
+  end
 end
-return {APPLIED, time, {}, {}, {}, {}, likes}
+
+if not any_special then
+  if #known + #moved + #aged > 0 then return refuse() end
+  return apply('')
+end

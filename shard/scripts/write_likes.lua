@@ -1,0 +1,224 @@
+-- The last part of write.lua: likes (rule 10), and what becomes of a batch that has some, or big deltas.
+local LOADED, SUPPOSED = 1, 2
+local CHANGED, UNCHANGED, UNKNOWN, OVERFLOWS = '1', '0', '?', 'o'
+local DATED, SOURCE = 2, 4
+
+-- Extra is what special has of a shard.
+
+-- check_like_markers notes the likes of a shard whose keys have other markers than the sender knows.
+local function check_like_markers(s, extra)
+  local first, keys, marked = extra.first_key, extra.keys, shards[s][META][HOT]
+  for i = first + keys, first + 2 * keys - 1 do marked = marked or ARGV[i] ~= '0' end
+  if not marked then return end
+  local differing, position = {}, 0
+  for from = first, first + keys - 1, CHUNK do
+    local last = math.min(first + keys, from + CHUNK) - 1
+    for _, marker in ipairs(call('HMGET', extra.prefix .. 'spread', unpack(ARGV, from, last))) do
+      marker, position = marker or '0', position + 1
+      if marker ~= ARGV[first + keys + position - 1] then differing[position] = marker end
+    end
+  end
+  for i = 0, extra.likes - 1 do
+    local marker = differing[numbers[extra.like_numbers + LIKE_NUMBERS * i + 1]]
+    if marker then note_moved(s, extra.entries + i, marker) end
+  end
+end
+
+for s, extra in pairs(special) do check_like_markers(s, extra) end
+if #known + #moved + #aged + #overflowing > 0 then return refuse() end
+
+-- What the sender knows of likes, as read once: of many it is that they were never changed.
+local loaded_states = {}
+local function load_state(known)
+  local state, watermark = string.match(known, '^(.*)@(%d+)$')
+  loaded_states[known] = {tonumber(watermark), parse_state(state)}
+  return loaded_states[known]
+end
+
+-- The records of likes, field and state by turns, those of each shard in one piece.
+local records, last_record = {}, 0
+
+-- record notes the state to which the like at a position is set, in place of the record that its pair has.
+local function record(extra, position, first_of_pair, state)
+  local at = extra.recorded[first_of_pair]
+  if at then
+    records[at] = state
+    return
+  end
+  local field, place = ARGV[extra.first_field + position - 1], extra.places[position]
+  records[last_record + 1], records[last_record + 2] = field, state
+  last_record = last_record + 2
+  if first_of_pair > 0 then extra.recorded[first_of_pair] = last_record end
+  if place and place ~= extra.bucket then
+    extra.gone[place] = extra.gone[place] or {}
+    table.insert(extra.gone[place], field)
+  end
+end
+
+-- record_repeats records the repeats of likes that the batch does not change, unless the window has a record of the
+-- like already: the change that is repeated must not be forgotten.
+local function record_repeats(extra, repeats)
+  local there = {}
+  if not shards[extra.number][UNOPENED] then
+    look_up_states(extra.prefix .. 'w:' .. integer(shards[extra.number][WINDOW]), extra.first_field, extra.likes, there, {})
+  end
+  for _, r in ipairs(repeats) do
+    local state = there[r.position]
+    if not extra.recorded[r.first_of_pair] and not (state and string.sub(state, 1, 1) == (r.liked and '1' or '0')) then
+      record(extra, r.position, r.first_of_pair, format_state(r.liked, r.moment or math.max(time, r.set + 1), r.since))
+    end
+  end
+end
+
+-- like_overflows reports whether the total of a key would leave int64 with the sum of its likes, or what the batch
+-- adds to it, which a window of its own must be able to hold.
+local function like_overflows(extra, key, sum)
+  local high, low = add(0, sum, extra.deltas[key] or '0', 1)
+  return edge(high, low) ~= nil or overflows(extra.prefix, extra.gen, extra.windows, key, high, low)
+end
+
+-- split_moment splits what is known of a dated like from its moment.
+local function split_moment(known)
+  local state, moment = string.match(known, '^(.*)>(%d+)$')
+  return state, tonumber(moment)
+end
+
+local hours, forget = nil, nil
+local now_liked, now_unliked = nil, nil
+
+-- begin_likes looks up the states of a shard's likes.
+local function begin_likes(extra)
+  if not hours then
+    hours, forget = membership_hours(now, length)
+    now_liked, now_unliked = format_state(true, time, time), format_state(false, time, time)
+  end
+  extra.stem = membership_stem(extra.prefix, extra.lost)
+  extra.bucket = extra.stem .. hours[1]
+  extra.states, extra.places = find_states(extra.prefix, extra.lost, hours, extra.first_field, extra.likes)
+  extra.recorded, extra.gone, extra.sums, extra.first_record = {}, {}, {}, last_record + 1
+end
+
+-- settle_claim notes with the claim of a like what became of it. It was sent as that of one that is changed.
+local function settle_claim(at, result)
+  if result == UNCHANGED then
+    ARGV[at + 1] = string.sub(ARGV[at + 1], 1, -2) .. UNCHANGED
+  elseif result ~= CHANGED then
+    undone[at], any_undone = true, true
+  end
+end
+
+-- known_state returns the state of a like, as the sender knows it, if that may still be so. What is supposed is the
+-- opposite of what is wanted.
+local function known_state(extra, wanted, source, known)
+  if source == LOADED then
+    local loaded = loaded_states[known] or load_state(known)
+    if extra.fin <= loaded[1] then return loaded[2], loaded[3], loaded[4] end
+  elseif source == SUPPOSED then
+    return not wanted, 0, 0
+  end
+  return nil
+end
+
+-- change_like decides a like that changes something, of the key with the number k.
+local function change_like(extra, position, first_of_pair, k, wanted, set, moment)
+  local sum = (extra.sums[k] or 0) + (wanted and 1 or -1)
+  if extra.careful and like_overflows(extra, ARGV[extra.first_key + k - 1], sum) then return OVERFLOWS end
+  extra.sums[k] = sum
+  local state = wanted and now_liked or now_unliked
+  if moment then
+    state = format_state(wanted, moment, moment)
+  elseif set >= time then
+    state = format_state(wanted, set + 1, set + 1)
+  end
+  if first_of_pair > 0 then extra.states[first_of_pair] = state end
+  record(extra, position, first_of_pair, state)
+  return CHANGED
+end
+
+local results, decided = {}, 0 -- of all likes
+
+-- decide_likes decides the likes of a shard one after the other.
+local function decide_likes(extra)
+  begin_likes(extra)
+  local states, repeats, repeated = extra.states, {}, {}
+  local q, before_known = extra.like_numbers, extra.first_field + extra.likes - 1
+  for i = 1, extra.likes do
+    local what, k, first_of_pair, claim_at = numbers[q], numbers[q + 1], numbers[q + 2], numbers[q + 3]
+    q = q + LIKE_NUMBERS
+    local wanted, known, moment = what % DATED == 1, ARGV[before_known + i], nil
+    if what % SOURCE >= DATED then known, moment = split_moment(known) end
+    local pair = first_of_pair > 0 and first_of_pair or i
+    local liked, set, since
+    if states[pair] then
+      liked, set, since = parse_state(states[pair])
+    else
+      liked, set, since = known_state(extra, wanted, math.floor(what / SOURCE), known)
+    end
+    local result = UNKNOWN
+    if liked ~= nil and moment and set >= moment then
+      result = UNCHANGED
+    elseif liked == wanted then
+      result = UNCHANGED
+      if not extra.recorded[first_of_pair] and not repeated[pair] then
+        repeated[pair] = true
+        repeats[#repeats + 1] =
+          {position = i, first_of_pair = first_of_pair, liked = wanted, set = set, since = since, moment = moment}
+      end
+    elseif liked ~= nil then
+      result = change_like(extra, i, first_of_pair, k, wanted, set, moment)
+    end
+    decided = decided + 1
+    results[decided] = result
+    if claim_at > 0 then settle_claim(claim_at, result) end
+  end
+  local shard = shards[extra.number]
+  if extra.careful and not shard[UNOPENED] then
+    for k, sum in pairs(extra.sums) do
+      local key = ARGV[extra.first_key + k - 1]
+      local high, low = add(0, sum, extra.deltas[key] or '0', 1)
+      if overfills(extra.prefix, shard[WINDOW], key, high, low) then
+        shard[WINDOW], shard[UNOPENED] = next_window(now, shard[WINDOW]), true
+        break
+      end
+    end
+  end
+  if #repeats > 0 then record_repeats(extra, repeats) end
+  extra.last_record = last_record
+end
+
+-- set_likes writes what decide_likes has decided. It reports whether a delta has become big.
+set_likes = function(extra, meta_key, window_key)
+  local new = call('EXISTS', extra.bucket) == 0
+  for from = extra.first_record, extra.last_record, 2 * CHUNK do
+    local to = math.min(extra.last_record, from + 2 * CHUNK - 1)
+    call('HSET', window_key, unpack(records, from, to))
+    call('HSET', extra.bucket, unpack(records, from, to))
+  end
+  for h = 2, #hours do
+    local bucket = extra.stem .. hours[h]
+    local fields = extra.gone[bucket] or {}
+    for from = 1, #fields, CHUNK do
+      call('HDEL', bucket, unpack(fields, from, math.min(#fields, from + CHUNK - 1)))
+    end
+  end
+  if new then
+    make_table(extra.bucket)
+    call('PEXPIRE', extra.bucket, integer(forget + MEMBERSHIP_MARGIN - now))
+    call('ZADD', extra.prefix .. 'claims', integer(forget), string.sub(extra.bucket, #extra.prefix + 1))
+    call('HSETNX', meta_key, 'likes', '1')
+  end
+  local big = false
+  for k = 1, extra.keys do
+    if extra.sums[k] then
+      local key, sum = ARGV[extra.first_key + k - 1], integer(extra.sums[k])
+      if is_big(call('HINCRBY', window_key, key, sum)) then big = true end
+      call('HINCRBY', window_key, LIKE_SUM .. key, sum)
+    end
+  end
+  return big
+end
+
+for s = 1, #KEYS do
+  if special[s] and special[s].likes > 0 then decide_likes(special[s]) end
+end
+return apply(table.concat(results))
