@@ -5,37 +5,42 @@ import (
 	"crypto/rand"
 	"hash/maphash"
 	"strconv"
+	"strings"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/redis/rueidis"
 
 	plusonev1 "github.com/plusone-dev/plusone/api/plusone/v1"
 	"github.com/plusone-dev/plusone/internal/groupcommit"
 )
 
-// bareService is the least that combines increments and counts each request id once, as long as nothing goes wrong: the
-// queue of plusone's write lane, one command of Redis for each key, and two for all ids of a shard. It has no windows and
-// no ledger, forgets no id, and knows nothing of rollbacks, overflows, spread keys and repeats.
+// bareService is the least that combines changes and counts each request id once, as long as nothing goes wrong: the
+// queue of plusone's write lane, one command of Redis for each key, and two for all ids of a shard. It drains likes alone, has
+// no windows, forgets no id, and knows nothing of rollbacks, overflows, spread keys and repeats.
 type bareService struct {
 	plusonev1.UnimplementedCounterServiceServer
-	redis  rueidis.Client
-	script *rueidis.Lua
-	seed   maphash.Seed
-	queue  *groupcommit.Queue[*bareCall]
-	shards [naiveShards]bareShard
+	redis         rueidis.Client
+	script, likes *rueidis.Lua
+	seed          maphash.Seed
+	queue         *groupcommit.Queue[*bareCall]
+	shards        [naiveShards]bareShard
 }
 
 // bareCall is a call that waits.
 type bareCall struct {
 	request *plusonev1.IncrementRequest
+	like    *plusonev1.LikeRequest // if it is nil
+	count   int64                  // of likes
 	err     error
 	done    chan struct{}
 }
 
 // bareShard is the part of a batch that goes to one shard.
 type bareShard struct {
-	sums map[string]int64
-	ids  []string
+	sums  map[string]int64
+	ids   []string
+	pairs []string
 }
 
 const bareScript = `
@@ -57,7 +62,9 @@ for s = 1, 8 do
 end
 return 1`
 
-func newBare(store string) (*bareService, error) {
+// newBare takes the URLs of Redis and Postgres, with a space between.
+func newBare(stores string) (*bareService, error) {
+	store, ledger, _ := strings.Cut(stores, " ")
 	client, err := rueidis.NewClient(rueidis.MustParseURL(store))
 	if err != nil {
 		return nil, err
@@ -67,29 +74,47 @@ func newBare(store string) (*bareService, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &bareService{redis: client, script: rueidis.NewLuaScript(bareScript), seed: maphash.MakeSeed()}
+	s := &bareService{
+		redis: client, script: rueidis.NewLuaScript(bareScript), likes: rueidis.NewLuaScript(bareLikesScript), seed: maphash.MakeSeed(),
+	}
 	for i := range s.shards {
 		s.shards[i].sums = map[string]int64{}
 	}
 	s.queue = groupcommit.New(groupcommit.Config[*bareCall]{
 		MaxQueue: 1 << 16, MaxBatch: 1 << 12, Gather: groupcommit.Gather{Enough: 128, Wait: 4 * time.Millisecond},
 	}, s.run)
+	pool, err := pgxpool.New(context.Background(), ledger)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := pool.Exec(context.Background(), bareTable); err != nil {
+		return nil, err
+	}
+	go s.drain(pool)
 	return s, nil
 }
 
 func (s *bareService) Increment(_ context.Context, r *plusonev1.IncrementRequest) (*plusonev1.IncrementResponse, error) {
 	c := &bareCall{request: r, done: make(chan struct{})}
-	if err := s.queue.Add(c); err != nil {
+	if err := s.wait(c); err != nil {
 		return nil, err
-	}
-	<-c.done
-	if c.err != nil {
-		return nil, c.err
 	}
 	return applied(), nil
 }
 
+func (s *bareService) wait(c *bareCall) error {
+	if err := s.queue.Add(c); err != nil {
+		return err
+	}
+	<-c.done
+	return c.err
+}
+
 func (s *bareService) run(ctx context.Context, calls []*bareCall) {
+	if calls[0].like != nil {
+		s.runLikes(ctx, calls)
+		return
+	}
 	for _, c := range calls {
 		shard := &s.shards[maphash.String(s.seed, c.request.GetKey())%naiveShards]
 		shard.sums[c.request.GetKey()] += c.request.GetDelta()

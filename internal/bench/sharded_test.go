@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -30,15 +31,16 @@ func startSharded(t *testing.T) sharded {
 	redis := redistest.Start(t)
 	binary := build(t)
 	i := plusonetest.Start(t, binary, "--redis-url="+redis.URL(), "--postgres-url="+pgtest.NewDatabase(t))
-	beside := func(kind string) target {
+	beside := func(kind, ledger string) target {
 		own := redistest.Start(t)
-		y := yardstick(t, kind, own.URL())
+		y := yardstick(t, kind, strings.TrimSpace(own.URL()+" "+ledger))
 		y.store = own.PID()
 		return y
 	}
 	return sharded{
 		plusone: target{name: "plusone", addr: i.GRPCAddr, pid: i.Process.PID(), store: redis.PID()},
-		echo:    yardstick(t, echo, ""), held: yardstick(t, held, ""), bare: beside(bare), naive: beside(naive), once: beside(once),
+		echo:    yardstick(t, echo, ""), held: yardstick(t, held, ""), bare: beside(bare, pgtest.NewDatabase(t)),
+		naive: beside(naive, ""), once: beside(once, ""),
 	}
 }
 
@@ -89,6 +91,10 @@ func TestWrites(t *testing.T) {
 	comparison{
 		work: "Like by distinct actors, one key", against: "Increment with request_id", target: "throughput ≥ 0.8", perStore: true,
 		subject: side{s.plusone, like(), 1, inFlight}, yard: thousand,
+	}.measure(t)
+	comparison{
+		work: "combining and nothing else, Like by distinct actors", against: "plusone's Increment with request_id", target: "(what likes can reach)", perStore: true,
+		subject: side{s.bare, like(), 1, inFlight}, yard: thousand,
 	}.measure(t)
 	comparison{
 		work: "BatchIncrement with request_id, 1,000 entries", against: "echo, by entry", target: "≥ 2,000,000 entries/s",
