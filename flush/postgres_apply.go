@@ -34,7 +34,7 @@ func (p *Postgres) Apply(ctx context.Context, w Window) (Applied, error) {
 			return applied, nil
 		case attempt < maxAttempts && isOverflow(err) && !clip:
 			clip = true
-		case attempt < maxAttempts && isConflict(err):
+		case attempt < maxAttempts && (isConflict(err) || hasCode(err, codeUniqueViolation)):
 		default:
 			return Applied{}, err
 		}
@@ -70,9 +70,15 @@ func (p *Postgres) applyWindow(ctx context.Context, w Window, clip bool) (Applie
 		var chunk deltas
 		chunk, rows = rows.first(rowsPerStatement)
 		if clip {
-			if chunk, err = p.clip(ctx, tx, w.Shard, chunk, &applied); err != nil {
-				return Applied{}, postgresError("apply window", err)
-			}
+			chunk, err = p.clip(ctx, tx, w.Shard, chunk, &applied)
+		} else {
+			chunk, err = p.insertNew(ctx, tx, w, chunk)
+		}
+		if err != nil {
+			return Applied{}, postgresError("apply window", err)
+		}
+		if len(chunk.keys) == 0 {
+			continue
 		}
 		batch := &pgx.Batch{}
 		p.queueSums(batch, []deltas{chunk}, w.Shard, &at)

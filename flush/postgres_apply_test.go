@@ -1,12 +1,21 @@
 package flush_test
 
 import (
+	"database/sql"
 	"testing"
 	"time"
 
 	"github.com/plusone-dev/plusone/flush"
 	"github.com/plusone-dev/plusone/internal/testproc"
 )
+
+// waitsForLock reports whether a session of the database waits for a lock.
+func waitsForLock(t *testing.T, db *sql.DB) (waits bool) {
+	t.Helper()
+	const query = `SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock')`
+	must(t, db.QueryRowContext(t.Context(), query).Scan(&waits))
+	return waits
+}
 
 // TestPostgresApplyWaitsForTheWatermark: a transaction that raises the watermark is under way when another worker applies
 // the same window. It must wait and find the window applied.
@@ -31,14 +40,7 @@ func TestPostgresApplyWaitsForTheWatermark(t *testing.T) {
 		a, err := ledger.Apply(t.Context(), window(1, 5, map[string]int64{"views/a": 1}))
 		applied <- result{a, err}
 	}()
-	waits := func() (waiting bool) {
-		const sql = `SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock')`
-		if err := db.QueryRowContext(t.Context(), sql).Scan(&waiting); err != nil {
-			t.Fatal(err)
-		}
-		return waiting
-	}
-	if !testproc.Poll(30*time.Second, time.Millisecond, waits) {
+	if !testproc.Poll(30*time.Second, time.Millisecond, func() bool { return waitsForLock(t, db) }) {
 		t.Error("nothing waits for the watermark")
 	}
 	if err := tx.Commit(); err != nil {

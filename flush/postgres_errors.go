@@ -12,6 +12,7 @@ import (
 // SQLSTATE codes, from appendix A of the Postgres manual.
 const (
 	codeNumericOutOfRange    = "22003"
+	codeUniqueViolation      = "23505"
 	codeSerializationFailure = "40001"
 	codeDeadlockDetected     = "40P01"
 	codeReadOnlyTransaction  = "25006" // the server has become a standby
