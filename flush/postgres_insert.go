@@ -27,10 +27,9 @@ const copyCountersSQL = `
 COPY counters (key, shard, count, likes, before_history, updated_at, bucket, bucket_delta) FROM STDIN (FORMAT binary)`
 
 // insertNew inserts rows for those keys of chunk that have none, if they are many, and returns the others, which are left to
-// upsert. COPY takes less than half of what an upsert does for a new row, so that a third of new ones pay for finding them
-// out.
+// upsert. COPY takes less than half of what an upsert takes for a new row, so if a third are new, that pays for the look at all.
 //
-// With the watermark locked nobody else adds rows of the shard. Should somebody do so by hand, the unique key finds it out,
+// With the watermark locked, no other window of the shard adds rows. Should somebody do so by hand, that violates the unique key,
 // and the transaction is to be repeated.
 func (p *Postgres) insertNew(ctx context.Context, tx *postgresTx, w Window, chunk deltas) (deltas, error) {
 	if len(chunk.keys) < copiedRows {
@@ -75,10 +74,13 @@ func findKnown(ctx context.Context, tx *postgresTx, shard int, keys []string) (k
 		known, err = pgx.CollectRows(rows, pgx.RowTo[string])
 		return err
 	})
-	return known, tx.send(ctx, batch)
+	if err := tx.send(ctx, batch); err != nil {
+		return nil, err
+	}
+	return known, nil
 }
 
-// copiedRow is an upper bound for the bytes of a row but its key.
+// copiedRow is about how many bytes a row has.
 const copiedRow = 128
 
 // numericNegative is the sign of negative numerics.

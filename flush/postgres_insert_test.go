@@ -103,10 +103,10 @@ func TestPostgresInsertsWhatItWouldUpsert(t *testing.T) {
 			if i > 0 {
 				w.Deltas[key] = delta / 8 // no total is to overflow
 			}
-			if i > 1 && random.IntN(4) == 0 {
+			if random.IntN(4) == 0 {
 				at := int64(i) + 1
-				w.Likes[counter.Pair{Key: key, Actor: "ann"}] = shard.PendingLike{Liked: i%2 == 0, Micros: at, Since: at}
-				w.LikeDeltas[key] = []int64{-1, 1}[i%2]
+				w.Likes[counter.Pair{Key: key, Actor: "ann"}] = shard.PendingLike{Liked: random.IntN(3) > 0, Micros: at, Since: at}
+				w.LikeDeltas[key] = random.Int64N(3) - 1
 			}
 		}
 		applied, err := inserts.Apply(t.Context(), w)
