@@ -27,11 +27,7 @@ func (c *claimSet) queueIDs(batch *pgx.Batch, g *group) {
 	if len(c.ids) == 0 {
 		return
 	}
-	fingerprints := make([]int64, len(c.ids))
-	for i, id := range c.ids {
-		fingerprints[i] = int64(g.fingerprints[id])
-	}
-	batch.Queue(insertIDsSQL, idBytes(c.ids), fingerprints).Query(func(rows pgx.Rows) error {
+	batch.Queue(insertIDsSQL, idBytes(c.ids), g.printsOf(c.ids)).Query(func(rows pgx.Rows) error {
 		var id []byte
 		_, err := pgx.ForEachRow(rows, []any{&id}, func() error { c.takenIDs[claimID(id)] = struct{}{}; return nil })
 		return err
@@ -127,6 +123,15 @@ func (c *claimSet) queueRelease(batch *pgx.Batch, g *group, d decision) {
 		keys, actors, periods, starts := onceColumns(once)
 		batch.Queue(deleteOnceSQL, keys, actors, periods, starts)
 	}
+}
+
+// printsOf returns the fingerprints of ids as Postgres keeps them.
+func (g *group) printsOf(ids []claimID) []int64 {
+	fingerprints := make([]int64, len(ids))
+	for i, id := range ids {
+		fingerprints[i] = int64(g.fingerprints[id])
+	}
+	return fingerprints
 }
 
 func idBytes(ids []claimID) [][]byte {

@@ -35,13 +35,11 @@ ON CONFLICT (key, actor, period, start) DO NOTHING RETURNING key, actor, period,
 DELETE FROM once_claims AS c USING unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[]) AS u (key, actor, period, start)
 WHERE (c.key, c.actor, c.period, c.start) = (u.key, u.actor, u.period, u.start)`
 
-	// A change of the bucket that the row has is added to it. One of another bucket, later or earlier, moves what the row has to the
-	// table history and takes its place. An upsert returns only what it has written, so the row itself notes what it had.
+	// sumsSQL are the rows of counters that sums make.
 	//
 	// Likes may be null: there are none. Histories may be null: all are $6. What is of neither hours nor minutes is added before
 	// history. $7 is the moment whose bucket is meant, null for now. The subqueries are evaluated once, and not for each row.
-	addSumsSQL = `
-WITH changed AS (
+	sumsSQL = `
     INSERT INTO counters AS c (key, shard, count, likes, before_history, updated_at, bucket, bucket_delta)
     SELECT u.key, $5::smallint, u.delta, coalesce(u.likes, 0), CASE WHEN b.bucket IS NULL THEN u.delta ELSE 0 END, now(),
         b.bucket, CASE WHEN b.bucket IS NULL THEN 0 ELSE u.delta END
@@ -49,7 +47,12 @@ WITH changed AS (
         LATERAL (SELECT CASE coalesce(u.history, $6::text)
             WHEN 'hour' THEN (SELECT date_trunc('hour', coalesce($7::timestamptz, now()), 'UTC'))
             WHEN 'minute' THEN (SELECT date_trunc('minute', coalesce($7::timestamptz, now()), 'UTC'))
-        END) AS b (bucket)
+        END) AS b (bucket)`
+
+	// addToRowsSQL adds them to the rows that are there. A change of the bucket that the row has is added to it. One of another bucket,
+	// later or earlier, takes its place, and moveBucketsSQL moves what the row had to the table history. An upsert returns only what
+	// it has written, so the row itself notes what it had.
+	addToRowsSQL = `
     ON CONFLICT (key, shard) DO UPDATE SET
         count = c.count + excluded.count,
         likes = c.likes + excluded.likes,
@@ -59,11 +62,14 @@ WITH changed AS (
         bucket_delta = CASE WHEN c.bucket <> excluded.bucket THEN excluded.bucket_delta ELSE c.bucket_delta + excluded.bucket_delta END,
         previous_bucket = CASE WHEN c.bucket <> excluded.bucket THEN c.bucket END,
         previous_delta = CASE WHEN c.bucket <> excluded.bucket THEN c.bucket_delta END
-    RETURNING key, shard, previous_bucket, previous_delta
-)
+    RETURNING key, shard, previous_bucket, previous_delta`
+
+	moveBucketsSQL = `
 INSERT INTO history AS h (key, bucket, shard, delta)
 SELECT key, previous_bucket, shard, previous_delta FROM changed WHERE previous_delta <> 0
 ON CONFLICT (key, bucket, shard) DO UPDATE SET delta = h.delta + excluded.delta`
+
+	addSumsSQL = `WITH changed AS (` + sumsSQL + addToRowsSQL + `)` + moveBucketsSQL
 
 	// A row must be there to be locked.
 	touchCountersSQL = `
@@ -79,7 +85,8 @@ const directShard = 0
 // errClaimVanished: a claim that was met was pruned, or its transaction was undone, before it could be read.
 var errClaimVanished = errors.New("a claim vanished while it was read")
 
-// Commit implements DirectLedger. A group without ids and once-per takes one round trip, others two or three.
+// Commit implements DirectLedger. A group without once-per and likes takes one round trip if its ids, if any, are new. Others take
+// two or three.
 //
 // Whether totals fit is first judged for the group as a whole: a change that would overflow in its place is
 // applied if others of the group make room for it, as if they had come before.
@@ -88,23 +95,31 @@ func (p *Postgres) Commit(ctx context.Context, changes []counter.Change) ([]Verd
 	// Overflows are left to the database to notice. Only after one are rows locked and read, to find out
 	// whose change it was. Resets need to know what they take back.
 	careful := g.hasResets
+	plain := !g.hasOnce && !g.hasLikes
+	longer := false // an id is known, or may be
 	for attempt := 1; ; attempt++ {
 		var verdicts []Verdict
 		var at time.Time
 		var err error
-		if len(g.fingerprints) == 0 && !g.hasOnce && !g.hasLikes && !careful {
-			verdicts, at, err = p.commitPlain(ctx, g)
-		} else {
+		switch {
+		case !plain || careful || longer:
 			verdicts, at, err = p.commitWithClaims(ctx, g, careful)
+		case len(g.fingerprints) == 0:
+			verdicts, at, err = p.commitPlain(ctx, g)
+		default:
+			verdicts, at, err = p.commitNew(ctx, g)
 		}
 		switch {
 		case err == nil:
 			return verdicts, at, nil
+		case errors.Is(err, errKnownID):
+			longer = true
 		case attempt < maxAttempts && isOverflow(err) && !careful:
 			careful = true
 		case errors.Is(err, errLikeOverflows):
 			attempt-- // each time there is a like less
 		case attempt < maxAttempts && isConflict(err):
+			longer = true // it says how it is isolated, whatever the database's default
 		default:
 			return nil, time.Time{}, err
 		}
@@ -194,9 +209,14 @@ func (p *Postgres) queueSums(batch *pgx.Batch, rounds []deltas, shard int, at *t
 		if len(round.keys) == 0 {
 			continue
 		}
-		histories := p.opts.HistoryOf.all(round.keys, p.opts.History)
-		batch.Queue(addSumsSQL, round.keys, round.values, round.likes, histories, shard, string(p.opts.History), at)
+		batch.Queue(addSumsSQL, p.sumsArgs(round, shard, at)...)
 	}
+}
+
+// sumsArgs are the parameters of addSumsSQL.
+func (p *Postgres) sumsArgs(sums deltas, shard int, at *time.Time) []any {
+	histories := p.opts.HistoryOf.all(sums.keys, p.opts.History)
+	return []any{sums.keys, sums.values, sums.likes, histories, shard, string(p.opts.History), at}
 }
 
 // queueLock locks the rows of keys, which are sorted, and reads their totals into balances.

@@ -198,38 +198,52 @@ func TestPostgresLostAnswers(t *testing.T) {
 	t.Parallel()
 	db := newPostgres(t, flush.ModeDirect)
 	direct := openPostgres(t, db)
+	const (
+		plain  = iota
+		withID // taken together with what it does
+		once   // takes its claims first, as all that is not of new ids alone
+	)
+	const sums = "\x00\x00\x00\x04hour" // is sent with sums alone
+	change := func(kind int, key string) counter.Change {
+		switch change := ledgertest.Add(key, 1); kind {
+		case plain:
+			return change
+		case withID:
+			return ledgertest.With(ledgertest.Opaque(), change)
+		default:
+			return ledgertest.With(ledgertest.Opaque(), ledgertest.Once("someone", time.Hour, change))
+		}
+	}
 	for _, test := range []struct {
 		name     string
-		id       counter.RequestID
+		kind     int
 		cut      netfault.Cut
+		at       string // the cut is at the statement with this
 		want     error
 		wantNot  error
 		counted  int64
-		sentKey  bool // the cut is at the statement with the key, else at the one with the id
 		repeated counter.Outcome
 	}{
-		{"answer to a plain commit", counter.RequestID{}, netfault.CutAnswer, counter.ErrInDoubt, counter.ErrUnavailable, 1, true, 0},
-		{"answer to a commit with an id", ledgertest.Opaque(), netfault.CutAnswer, counter.ErrInDoubt, counter.ErrUnavailable, 1, true, counter.Duplicate},
-		{"commit with an id", ledgertest.Opaque(), netfault.CutRequest, counter.ErrInDoubt, counter.ErrUnavailable, 0, true, counter.Applied},
-		{"claim of the id", ledgertest.Opaque(), netfault.CutRequest, counter.ErrUnavailable, counter.ErrInDoubt, 0, false, counter.Applied},
-		{"answer to the claim of the id", ledgertest.Opaque(), netfault.CutAnswer, counter.ErrUnavailable, counter.ErrInDoubt, 0, false, counter.Applied},
+		{"answer to a plain commit", plain, netfault.CutAnswer, sums, counter.ErrInDoubt, counter.ErrUnavailable, 1, 0},
+		{"answer to a commit of a new id", withID, netfault.CutAnswer, sums, counter.ErrInDoubt, counter.ErrUnavailable, 1, counter.Duplicate},
+		{"commit of a new id", withID, netfault.CutRequest, sums, counter.ErrInDoubt, counter.ErrUnavailable, 0, counter.Applied},
+		{"answer to a commit with claims", once, netfault.CutAnswer, sums, counter.ErrInDoubt, counter.ErrUnavailable, 1, counter.Duplicate},
+		{"commit with claims", once, netfault.CutRequest, sums, counter.ErrInDoubt, counter.ErrUnavailable, 0, counter.Applied},
+		{"claim", once, netfault.CutRequest, "someone", counter.ErrUnavailable, counter.ErrInDoubt, 0, counter.Applied},
+		{"answer to the claim", once, netfault.CutAnswer, "someone", counter.ErrUnavailable, counter.ErrInDoubt, 0, counter.Applied},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			proxy, url := netfault.StartURL(t, db)
 			ledger := openPostgres(t, url)
 			// Statements are prepared by the first use of a connection, and not sent again.
-			for _, id := range []counter.RequestID{{}, ledgertest.Opaque()} {
-				if _, _, err := ledger.Commit(t.Context(), []counter.Change{ledgertest.With(id, ledgertest.Add("views/warm", 1))}); err != nil {
+			for kind := range 3 {
+				if _, _, err := ledger.Commit(t.Context(), []counter.Change{change(kind, ledgertest.Key())}); err != nil {
 					t.Fatal(err)
 				}
 			}
 			key := ledgertest.Key()
-			change := []counter.Change{ledgertest.With(test.id, ledgertest.Add(key, 1))}
-			pattern := key
-			if !test.sentKey {
-				pattern = test.id.Bytes()
-			}
-			proxy.CutOn(pattern, test.cut)
+			change := []counter.Change{change(test.kind, key)}
+			proxy.CutOn(test.at, test.cut)
 			_, _, err := ledger.Commit(t.Context(), change)
 			if !errors.Is(err, test.want) || errors.Is(err, test.wantNot) {
 				t.Errorf("error %v, want %v", err, test.want)

@@ -206,6 +206,8 @@ func requestIDAges(t *testing.T, l DirectInstance) {
 		With(V7(now.Add(counter.MaxEarly-time.Millisecond)), Add(key, 100)),
 		With(V7(now.Add(counter.MaxEarly+slack)), Add(key, 1000)),
 	), counter.ErrRequestIDExpired, counter.Applied, counter.Applied, counter.ErrRequestIDEarly)
+	wantVerdicts(t, commit(t, l, With(V7(now.Add(-Dedupe-time.Millisecond)), Add(key, 1))), counter.ErrRequestIDExpired)
+	wantVerdicts(t, commit(t, l, With(V7(time.Now().Add(counter.MaxEarly+slack)), Add(key, 1000))), counter.ErrRequestIDEarly)
 	wantCount(t, l, key, 110)
 }
 
