@@ -26,22 +26,26 @@ WHERE c.spread <> excluded.spread`
 // one shard wait for each other. Those of different shards only do where they have a pair in common, whose key was
 // spread in between: pairs are locked in their order, after the watermark and before any counter.
 func (p *Postgres) Apply(ctx context.Context, w Window) (Applied, error) {
-	clip := false
+	insert, clip := true, false
 	for attempt := 1; ; attempt++ {
-		applied, err := p.applyWindow(ctx, w, clip)
+		applied, err := p.applyWindow(ctx, w, insert, clip)
 		switch {
 		case err == nil:
 			return applied, nil
 		case attempt < maxAttempts && isOverflow(err) && !clip:
 			clip = true
-		case attempt < maxAttempts && (isConflict(err) || hasCode(err, codeUniqueViolation)):
+		case attempt < maxAttempts && hasCode(err, codeUniqueViolation) && insert:
+			insert = false
+		case attempt < maxAttempts && isConflict(err):
 		default:
 			return Applied{}, err
 		}
 	}
 }
 
-func (p *Postgres) applyWindow(ctx context.Context, w Window, clip bool) (Applied, error) {
+// applyWindow applies a window in one transaction, if insert is set with new rows inserted as such, and if clip is set with totals
+// that stop at the edge of int64.
+func (p *Postgres) applyWindow(ctx context.Context, w Window, insert, clip bool) (Applied, error) {
 	watermark := int64(-1)
 	batch := &pgx.Batch{}
 	batch.Queue(`SELECT watermark FROM shards WHERE shard = $1 FOR UPDATE`, w.Shard).Query(func(rows pgx.Rows) error {
@@ -69,9 +73,10 @@ func (p *Postgres) applyWindow(ctx context.Context, w Window, clip bool) (Applie
 	for rows := sortDeltas(sums, likes); len(rows.keys) > 0; {
 		var chunk deltas
 		chunk, rows = rows.first(rowsPerStatement)
-		if clip {
+		switch {
+		case clip:
 			chunk, err = p.clip(ctx, tx, w.Shard, chunk, &applied)
-		} else {
+		case insert:
 			chunk, err = p.insertNew(ctx, tx, w, chunk)
 		}
 		if err != nil {

@@ -30,7 +30,7 @@ COPY counters (key, shard, count, likes, before_history, updated_at, bucket, buc
 // upsert. COPY takes less than half of what an upsert takes for a new row, so if a third are new, that pays for the look at all.
 //
 // With the watermark locked, no other window of the shard adds rows. Should somebody do so by hand, that violates the unique key,
-// and the transaction is to be repeated.
+// and the transaction is to be repeated with upserts alone.
 func (p *Postgres) insertNew(ctx context.Context, tx *postgresTx, w Window, chunk deltas) (deltas, error) {
 	if len(chunk.keys) < copiedRows {
 		return chunk, nil
