@@ -14,6 +14,7 @@ import (
 
 	plusonev1 "github.com/plusone-dev/plusone/api/plusone/v1"
 	"github.com/plusone-dev/plusone/internal/counter"
+	"github.com/plusone-dev/plusone/internal/deadline"
 )
 
 // A value is fetched again in the background when it is used at four fifths of its max_age or later and was
@@ -115,6 +116,8 @@ type countCache struct {
 	log     *callLog
 	start   time.Time
 
+	deadlines *deadline.Timers
+
 	entries *otter.Cache[string, *place]
 
 	// ctx ends when the cache is closed, and with it all loads.
@@ -135,7 +138,7 @@ type countCache struct {
 
 // newCountCache makes a cache of about maxBytes. Each load may take timeout, and at most maxLoads run at
 // once.
-func newCountCache(store Store, maxBytes int64, timeout time.Duration, maxLoads int, m *metrics, log *callLog,
+func newCountCache(store Store, maxBytes int64, timeout time.Duration, maxLoads int, m *metrics, log *callLog, deadlines *deadline.Timers,
 ) (*countCache, error) {
 	entries, err := otter.New(&otter.Options[string, *place]{
 		MaximumWeight: uint64(maxBytes),
@@ -149,7 +152,7 @@ func newCountCache(store Store, maxBytes int64, timeout time.Duration, maxLoads 
 		return nil, err
 	}
 	c := &countCache{
-		store: store, timeout: timeout, metrics: m, log: log, start: time.Now(),
+		store: store, timeout: timeout, metrics: m, log: log, start: time.Now(), deadlines: deadlines,
 		entries: entries, flights: make(map[string]flight), waiting: make(map[string]*load), maxLoads: maxLoads,
 	}
 	c.ctx, c.cancel = context.WithCancel(context.Background())

@@ -185,7 +185,7 @@ func newService(t testing.TB, store Store, config Config) *counterService {
 	}
 	m := newMetrics()
 	log := newCallLog(slog.New(slog.DiscardHandler), false, m)
-	cache, err := newCountCache(store, config.CacheBytes, config.RequestTimeout, config.MaxInFlight, m, log)
+	cache, err := newCountCache(store, config.CacheBytes, config.RequestTimeout, config.MaxInFlight, m, log, deadline.NewTimers())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -34,9 +34,10 @@ type load struct {
 	patience *time.Timer
 }
 
-// result is an entry or the error that stands in its place.
+// result is what a read gets for one key: an entry, or the error that stands in its place.
 type result struct {
 	entry *entry
+	stale bool // the entry is the last known value, and not as fresh as was wanted
 	err   error
 }
 

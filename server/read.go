@@ -11,34 +11,25 @@ import (
 // maxAhead is how far min_as_of may be ahead of the store's clock.
 const maxAhead = 10 * time.Second
 
-// answer is what a read gets for one key: an entry, perhaps stale, or an error.
-type answer struct {
-	entry *entry
-	stale bool
-	err   error
-}
-
 // read answers distinct keys that the cache has no fresh enough entries for, in their order. A key that
 // cannot be answered as wanted gets its last known value, unless the caller has gone or asked for too
 // late a moment.
-func (c *countCache) read(ctx context.Context, keys []string, want freshness) []answer {
+func (c *countCache) read(ctx context.Context, keys []string, want freshness) []result {
 	results := c.results(ctx, keys, want)
 	gone := ctx.Err() != nil
-	answers := make([]answer, len(keys))
 	for i, r := range results {
-		answers[i] = answer{entry: r.entry, err: r.err}
 		if r.err == nil || gone || errors.Is(r.err, errMinAsOfAhead) {
 			continue
 		}
 		if e := c.lastKnown(keys[i]); e != nil {
-			answers[i] = answer{entry: e, stale: true}
+			results[i] = result{entry: e, stale: true}
 			c.metrics.stale.Inc()
 		}
 	}
-	return answers
+	return results
 }
 
-// results are what a read gets from the store.
+// results are what a read gets from the store. They are its own.
 func (c *countCache) results(ctx context.Context, keys []string, want freshness) []result {
 	if want.maxAge == 0 && want.minAsOf.IsZero() {
 		return c.fetchNow(ctx, keys)
@@ -56,8 +47,8 @@ func (c *countCache) results(ctx context.Context, keys []string, want freshness)
 // ends when the caller must be answered. The admission bounds callers, and so these reads. What a caller had no time for is
 // fetched in the background if it will be the last known value, so that the next caller in haste gets a later one.
 func (c *countCache) fetchNow(ctx context.Context, keys []string) []result {
-	within, cancel := answerContext(ctx, c.timeout)
-	defer cancel()
+	within, _ := answerWithin(ctx, c.deadlines, c.timeout)
+	defer within.Release()
 	results := c.fetch(within, keys, c.now())
 	var late []*entry
 	for i := range results {

@@ -90,14 +90,14 @@ func New(store Store, reports Reports, config Config) (*Server, error) {
 	m := newMetrics()
 	in := &admission{maxRequests: int64(config.MaxInFlight), maxItems: int64(config.MaxInFlightItems), metrics: m}
 	log := newCallLog(config.Logger, config.Tracing != nil, m)
-	cache, err := newCountCache(store, config.CacheBytes, config.RequestTimeout, config.MaxInFlight, m, log)
+	deadlines := deadline.NewTimers()
+	cache, err := newCountCache(store, config.CacheBytes, config.RequestTimeout, config.MaxInFlight, m, log, deadlines)
 	if err != nil {
 		return nil, fmt.Errorf("count cache: %w", err)
 	}
 	if err := m.register(config.Registry, cache, in); err != nil {
 		return nil, fmt.Errorf("register metrics: %w", err)
 	}
-	deadlines := deadline.NewTimers()
 	gate, err := newGate(config, m, deadlines)
 	if err != nil {
 		return nil, fmt.Errorf("register metrics: %w", err)

@@ -3,9 +3,11 @@ package shard
 import (
 	"context"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/plusone-dev/plusone/internal/counter"
+	"github.com/plusone-dev/plusone/internal/deadline"
 )
 
 // keyRead is the read of one key: over its home, and over all shards once it is known to be spread.
@@ -24,10 +26,46 @@ type keyRead struct {
 // shardRead is a shard that is still to be read, and where it is among the lookups of the query to its lane.
 type shardRead struct{ shard, position int }
 
+// countsCall is a call of Counts.
+type countsCall struct {
+	reads []keyRead
+	// queries are by lane: those of the round under way, and nil or empty where it asks nothing.
+	queries []*query
+	one     [1]keyRead // what most calls read
+}
+
+// countsPool has calls that are used again, as most of what a read costs in memory is in them.
+type countsPool struct{ pool sync.Pool }
+
+// maxKeptReads is how many keys a call may read to be used again.
+const maxKeptReads = 16
+
+func (p *countsPool) get(keys, lanes int) *countsCall {
+	c, ok := p.pool.Get().(*countsCall)
+	if !ok {
+		c = &countsCall{queries: make([]*query, lanes)}
+	}
+	c.reads = c.one[:]
+	if keys != len(c.one) {
+		c.reads = make([]keyRead, keys)
+	}
+	return c
+}
+
+// put takes back a call whose results were read. No lane may have a query of it.
+func (p *countsPool) put(c *countsCall) {
+	if len(c.reads) > maxKeptReads {
+		return
+	}
+	c.reads, c.one = nil, [1]keyRead{}
+	p.pool.Put(c)
+}
+
 // Counts reads keys afresh, each at a moment after the call began. Keys are distinct; the answers are in
 // their order.
 func (s *Store) Counts(ctx context.Context, keys []string) []counter.Reading {
-	reads := make([]keyRead, len(keys))
+	call := s.counts.get(len(keys), len(s.readers))
+	reads := call.reads
 	for i, key := range keys {
 		r := &reads[i]
 		r.key, r.home = key, Home(key, s.cfg.Shards)
@@ -38,18 +76,18 @@ func (s *Store) Counts(ctx context.Context, keys []string) []counter.Reading {
 			r.left = r.atHome[:]
 		}
 	}
+	gone := false
 	for round := 0; ; round++ {
 		asked := time.Now()
-		missing, left := s.readRound(ctx, reads)
+		if gone = !s.readRound(ctx, call); gone {
+			break
+		}
+		missing, left := s.takeOver(call)
 		if !left {
 			break
 		}
 		if round == maxRounds {
-			for i := range reads {
-				if len(reads[i].left) > 0 {
-					reads[i].fail(fmt.Errorf("%w: %w", counter.ErrUnavailable, errUnsettled))
-				}
-			}
+			failLeft(reads, fmt.Errorf("%w: %w", counter.ErrUnavailable, errUnsettled))
 			break
 		}
 		s.loadMissing(ctx, reads, missing, asked)
@@ -60,6 +98,9 @@ func (s *Store) Counts(ctx context.Context, keys []string) []counter.Reading {
 		answers[i] = counter.Reading{
 			Count: counter.Count{Key: r.key, Value: r.sum.int64(), Likes: r.likes.int64(), AsOf: time.UnixMicro(r.micros)}, Err: r.err,
 		}
+	}
+	if !gone {
+		s.counts.put(call)
 	}
 	return answers
 }
@@ -76,62 +117,72 @@ func (r *keyRead) spreadOver(shards, but int) {
 
 func (r *keyRead) fail(err error) { r.err, r.left = err, nil }
 
-// readRound reads all that is left, in one script a lane. It returns the bases that are missing, and whether
-// anything is left to read.
-func (s *Store) readRound(ctx context.Context, reads []keyRead) (missing []baseRef, left bool) {
-	queries := s.ask(reads)
-	for _, q := range queries {
-		if q == nil {
-			continue
-		}
-		select {
-		case <-q.done:
-		case <-ctx.Done():
-			err := fmt.Errorf("%w: %w", counter.ErrUnavailable, context.Cause(ctx))
-			for i := range reads {
-				if len(reads[i].left) > 0 {
-					reads[i].fail(err)
-				}
-			}
-			return nil, false
+// failLeft fails what is left to read.
+func failLeft(reads []keyRead, err error) {
+	for i := range reads {
+		if len(reads[i].left) > 0 {
+			reads[i].fail(err)
 		}
 	}
-	for i := range reads {
-		missing = s.takeOver(&reads[i], queries, missing)
-		left = left || len(reads[i].left) > 0
+}
+
+// readRound reads all that is left, in one script a lane. It returns false, and has failed what is left, if the caller was gone
+// before; then lanes may still have queries.
+func (s *Store) readRound(ctx context.Context, c *countsCall) bool {
+	s.ask(c)
+	for _, q := range c.queries {
+		if q == nil || len(q.lookups) == 0 {
+			continue
+		}
+		if left := deadline.Wait(ctx, q.done); left != nil {
+			failLeft(c.reads, fmt.Errorf("%w: %w", counter.ErrUnavailable, left))
+			return false
+		}
+	}
+	return true
+}
+
+// ask sends the queries of a round, one to each lane that is concerned.
+func (s *Store) ask(c *countsCall) {
+	for i := range c.reads {
+		for k := range c.reads[i].left {
+			l := &c.reads[i].left[k]
+			q := c.queries[s.lane(l.shard)]
+			if q == nil {
+				q = newQuery((len(c.reads) + len(c.queries) - 1) / len(c.queries))
+				c.queries[s.lane(l.shard)] = q
+			}
+			l.position = len(q.lookups)
+			q.lookups = append(q.lookups, lookup{key: c.reads[i].key, shard: l.shard})
+		}
+	}
+	for lane, q := range c.queries {
+		if q == nil || len(q.lookups) == 0 {
+			continue
+		}
+		if err := s.readers[lane].queue.Add(q); err != nil {
+			q.finish(queueError(err))
+		}
+	}
+}
+
+// takeOver adds what a round answered and keeps what is left. It returns the bases that are missing, and whether anything is
+// left to read.
+func (s *Store) takeOver(c *countsCall) (missing []baseRef, left bool) {
+	for i := range c.reads {
+		missing = s.takeOverKey(&c.reads[i], c.queries, missing)
+		left = left || len(c.reads[i].left) > 0
+	}
+	for _, q := range c.queries {
+		if q != nil {
+			q.reset()
+		}
 	}
 	return missing, left
 }
 
-// ask sends the queries of a round, one to each lane that is concerned. They are returned by lane.
-func (s *Store) ask(reads []keyRead) []*query {
-	queries := make([]*query, len(s.readers))
-	for i := range reads {
-		for k := range reads[i].left {
-			l := &reads[i].left[k]
-			q := queries[s.lane(l.shard)]
-			if q == nil {
-				q = newQuery((len(reads) + len(queries) - 1) / len(queries))
-				queries[s.lane(l.shard)] = q
-			}
-			l.position = len(q.lookups)
-			q.lookups = append(q.lookups, lookup{key: reads[i].key, shard: l.shard})
-		}
-	}
-	for lane, q := range queries {
-		if q == nil {
-			continue
-		}
-		if err := s.readers[lane].queue.Add(q); err != nil {
-			q.err = queueError(err)
-			close(q.done)
-		}
-	}
-	return queries
-}
-
-// takeOver adds what a round answered of a key and keeps what is left.
-func (s *Store) takeOver(k *keyRead, queries []*query, missing []baseRef) []baseRef {
+// takeOverKey adds what a round answered of a key and keeps what is left.
+func (s *Store) takeOverKey(k *keyRead, queries []*query, missing []baseRef) []baseRef {
 	asked := k.left
 	k.left = nil
 	for _, l := range asked {

@@ -57,9 +57,14 @@ func (m *markers) learn(key string, marker Marker) {
 	} else if k == nil && marker == 0 {
 		return
 	}
+	m.change(key, marker, now)
+}
+
+// change is apart from learn, which nearly always finds nothing to change, because it keeps a map in memory of its own.
+func (m *markers) change(key string, marker Marker, now int64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	known = maps.Clone(*m.known.Load())
+	known := maps.Clone(*m.known.Load())
 	if marker == 0 {
 		delete(known, key)
 	} else {

@@ -23,7 +23,7 @@ const (
 type query struct {
 	lookups []lookup
 	err     error
-	done    chan struct{} // closed when err or the answers of all lookups are set
+	done    chan struct{} // gets one message, when err or the answers of all lookups are set
 	one     [1]lookup     // what most queries have
 }
 
@@ -39,12 +39,24 @@ type lookup struct {
 }
 
 func newQuery(lookups int) *query {
-	q := &query{done: make(chan struct{})}
+	q := &query{done: make(chan struct{}, 1)}
 	q.lookups = q.one[:0]
 	if lookups > 1 {
 		q.lookups = make([]lookup, 0, lookups)
 	}
 	return q
+}
+
+// finish is called once for each time that the query was asked.
+func (q *query) finish(err error) {
+	q.err = err
+	q.done <- struct{}{}
+}
+
+// reset empties a query whose answers were read.
+func (q *query) reset() {
+	clear(q.lookups)
+	q.lookups, q.err = q.lookups[:0], nil
 }
 
 func (q *query) weight() int { return 1 + len(q.lookups) }
@@ -61,6 +73,8 @@ type reader struct {
 	// its keys. The maps are empty in between, and nil for shards that were never asked or of which a read had many keys.
 	groupOf []int
 	places  []map[string]int
+	// groups is memory for the next read.
+	groups []KeyGroup
 }
 
 func newReader(s *Store) *reader {
@@ -77,25 +91,26 @@ func newReader(s *Store) *reader {
 func (r *reader) run(ctx context.Context, queries []*query) {
 	replies, err := r.read(ctx, r.merge(queries))
 	for _, q := range queries {
-		if q.err = err; err == nil {
+		if err == nil {
 			for i := range q.lookups {
 				l := &q.lookups[i]
 				reply := &replies[l.group]
 				l.KeyValue, l.micros = reply.Values[l.index], reply.Micros
 			}
 		}
-		close(q.done)
+		q.finish(err)
 	}
+	r.forget()
 }
 
 // merge joins the lookups of all queries, each shard and key once, and tells each where it is.
 func (r *reader) merge(queries []*query) []KeyGroup {
-	var groups []KeyGroup
+	groups := r.groups[:0]
 	for _, q := range queries {
 		for i := range q.lookups {
 			l := &q.lookups[i]
 			if r.groupOf[l.shard] == 0 {
-				groups = append(groups, KeyGroup{Shard: l.shard})
+				groups = appendGroup(groups, l.shard)
 				r.groupOf[l.shard] = len(groups)
 				if r.places[l.shard] == nil {
 					r.places[l.shard] = make(map[string]int)
@@ -120,7 +135,30 @@ func (r *reader) merge(queries []*query) []KeyGroup {
 			clear(r.places[groups[i].Shard])
 		}
 	}
+	r.groups = groups
 	return groups
+}
+
+// appendGroup adds a group without keys, which takes over the memory of the one that was there in an earlier read.
+func appendGroup(groups []KeyGroup, shard int) []KeyGroup {
+	if len(groups) == cap(groups) {
+		return append(groups, KeyGroup{Shard: shard})
+	}
+	groups = groups[:len(groups)+1]
+	g := &groups[len(groups)-1]
+	g.Shard, g.Keys = shard, g.Keys[:0]
+	return groups
+}
+
+// forget lets go of the keys of a read that is over, and of the memory for many.
+func (r *reader) forget() {
+	for i := range r.groups {
+		if g := &r.groups[i]; len(g.Keys) > maxKeptPlaces {
+			g.Keys = nil
+		} else {
+			clear(g.Keys)
+		}
+	}
 }
 
 func (r *reader) read(ctx context.Context, groups []KeyGroup) ([]ReadReply, error) {

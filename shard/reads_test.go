@@ -30,7 +30,9 @@ type trips struct {
 
 func (c *trips) Read(ctx context.Context, groups []shard.KeyGroup) ([]shard.ReadReply, error) {
 	c.mu.Lock()
-	c.lookups = append(c.lookups, groups...)
+	for _, g := range groups {
+		c.lookups = append(c.lookups, shard.KeyGroup{Shard: g.Shard, Keys: slices.Clone(g.Keys)})
+	}
 	c.mu.Unlock()
 	defer func() { c.read <- struct{}{} }()
 	return c.Scripts.Read(ctx, groups)

@@ -165,8 +165,12 @@ func (r *Redis) Read(ctx context.Context, groups []KeyGroup) ([]ReadReply, error
 		return nil, fmt.Errorf("read: %d answers for %d shards", len(shards), len(groups))
 	}
 	replies := make([]ReadReply, len(groups))
-	for i := range shards {
-		if replies[i], err = parseReadReply(shards[i], len(groups[i].Keys)); err != nil {
+	values := make([]KeyValue, n-len(groups))
+	var parser readParser
+	for i, g := range groups {
+		replies[i].Values = values[:len(g.Keys):len(g.Keys)]
+		values = values[len(g.Keys):]
+		if err = parser.parse(shards[i], &replies[i]); err != nil {
 			return nil, err
 		}
 	}

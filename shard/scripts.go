@@ -14,7 +14,7 @@ import (
 type Scripts interface {
 	// Write applies a batch: see WriteBatch.
 	Write(ctx context.Context, b *WriteBatch) (WriteReply, error)
-	// Read returns bases and pending deltas of keys, by shard.
+	// Read returns bases and pending deltas of keys, by shard. It keeps nothing of groups.
 	Read(ctx context.Context, groups []KeyGroup) ([]ReadReply, error)
 	// Likes looks up the states of pairs, by shard: in the membership of the last hours, then in the windows.
 	Likes(ctx context.Context, groups []PairGroup) ([][]PairValue, error)

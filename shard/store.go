@@ -52,6 +52,7 @@ type Store struct {
 	states   *stateLoader
 	lately   *latelySet
 	pool     jobPool
+	counts   countsPool
 	writers  []*writer // by lane
 	readers  []*reader // by lane
 }

@@ -299,51 +299,60 @@ func eachRow(list rueidis.RedisMessage, columns int, f func(n []int64, last stri
 	return nil
 }
 
-func parseReadReply(message rueidis.RedisMessage, keys int) (ReadReply, error) {
+// readParser reads what read.lua answers. Its memory serves one shard after the other.
+type readParser struct{ sums []readSums }
+
+// readSums are those of a key.
+type readSums struct{ all, likes sum }
+
+// parse reads the answer of a shard, for as many keys as the reply has values.
+func (p *readParser) parse(message rueidis.RedisMessage, reply *ReadReply) error {
 	parts, err := message.ToArray()
 	if err != nil {
-		return ReadReply{}, err
+		return err
 	}
 	if len(parts) < 4 {
-		return ReadReply{}, errAnswer
+		return errAnswer
 	}
-	reply := ReadReply{Values: make([]KeyValue, keys)}
 	if reply.Micros, err = parts[0].AsInt64(); err != nil {
-		return ReadReply{}, err
+		return err
 	}
-	sums, likes := make([]sum, keys), make([]sum, keys)
+	values := reply.Values
+	keys := len(values)
+	p.sums = append(p.sums[:0], make([]readSums, keys)...)
+	sums := p.sums
 	if err = eachBase(parts[1], keys, func(i int, total, fromLikes int64) {
-		sums[i].add(total)
-		likes[i].add(fromLikes)
-		reply.Values[i].Cached = true
+		sums[i].all.add(total)
+		sums[i].likes.add(fromLikes)
+		values[i].Cached = true
 	}); err != nil {
-		return ReadReply{}, err
+		return err
 	}
 	if markers, err := parts[2].ToArray(); err != nil {
-		return ReadReply{}, err
+		return err
 	} else if len(markers) > 0 {
-		if err = eachNumber(parts[2], keys, func(i int, n int64) { reply.Values[i].Marker = Marker(n) }); err != nil {
-			return ReadReply{}, err
+		if err = eachNumber(parts[2], keys, func(i int, n int64) { values[i].Marker = Marker(n) }); err != nil {
+			return err
 		}
 	}
 	windows, err := parts[3].ToArray()
 	if err != nil {
-		return ReadReply{}, err
+		return err
 	}
 	for _, window := range windows {
-		if err = eachNumber(window, keys, func(i int, n int64) { likes[i].add(n) }); err != nil {
-			return ReadReply{}, err
+		if err = eachNumber(window, keys, func(i int, n int64) { sums[i].likes.add(n) }); err != nil {
+			return err
 		}
 	}
 	for _, window := range parts[4:] {
-		if err = eachNumber(window, keys, func(i int, n int64) { sums[i].add(n) }); err != nil {
-			return ReadReply{}, err
+		if err = eachNumber(window, keys, func(i int, n int64) { sums[i].all.add(n) }); err != nil {
+			return err
 		}
 	}
 	for i := range sums {
-		reply.Values[i].Value, reply.Values[i].Likes = sums[i].int64(), likes[i].int64()
+		values[i].Value, values[i].Likes = sums[i].all.int64(), sums[i].likes.int64()
 	}
-	return reply, nil
+	return nil
 }
 
 // eachBase calls f for each base of a list that is cached (lib.lua has the form).
