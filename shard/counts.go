@@ -76,7 +76,7 @@ func (s *Store) Counts(ctx context.Context, keys []string) []counter.Reading {
 			r.left = r.atHome[:]
 		}
 	}
-	gone := false
+	var gone bool
 	for round := 0; ; round++ {
 		asked := time.Now()
 		if gone = !s.readRound(ctx, call); gone {
