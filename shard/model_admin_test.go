@@ -26,7 +26,8 @@ type resets struct {
 	bounds
 	count int
 	// doubts has the operations that may have been counted since the last reset, and old those that may have been before.
-	doubts, old map[*operation]bool
+	// Those that are known to be counted are in neither: a repeat of one changes nothing, whatever becomes of its answer.
+	doubts, old, counted map[*operation]bool
 	calls       []counter.Change // resets that were answered
 }
 
@@ -36,11 +37,11 @@ func (z *resets) answered(w *world, o *operation, r counter.Receipt, err error) 
 		return
 	}
 	if z.doubts == nil {
-		z.doubts, z.old = map[*operation]bool{}, map[*operation]bool{}
+		z.doubts, z.old, z.counted = map[*operation]bool{}, map[*operation]bool{}, map[*operation]bool{}
 	}
 	switch {
 	case errors.Is(err, counter.ErrInDoubt):
-		if !z.doubts[o] {
+		if !z.doubts[o] && !z.counted[o] {
 			z.doubts[o] = true
 			z.high += o.delta
 		}
@@ -50,10 +51,12 @@ func (z *resets) answered(w *world, o *operation, r counter.Receipt, err error) 
 			z.high += o.delta
 		}
 		z.low += o.delta
+		z.counted[o] = true
 		delete(z.doubts, o)
 		delete(z.old, o)
 	case z.doubts[o] && !z.old[o]:
 		z.low += o.delta
+		z.counted[o] = true
 		delete(z.doubts, o)
 	}
 	w.showReaders()
