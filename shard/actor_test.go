@@ -117,6 +117,10 @@ func (s *steppedScripts) Read(ctx context.Context, groups []shard.KeyGroup) ([]s
 	return step(s.a, func() ([]shard.ReadReply, error) { return s.Scripts.Read(ctx, groups) })
 }
 
+func (s *steppedScripts) Homes(ctx context.Context, groups []shard.KeyGroup) ([]shard.HomeReply, error) {
+	return step(s.a, func() ([]shard.HomeReply, error) { return s.Scripts.Homes(ctx, groups) })
+}
+
 func (s *steppedScripts) Likes(ctx context.Context, groups []shard.PairGroup) ([][]shard.PairValue, error) {
 	return step(s.a, func() ([][]shard.PairValue, error) { return s.Scripts.Likes(ctx, groups) })
 }

@@ -32,6 +32,7 @@ const (
 	scriptWrite  = "write"
 	scriptRead   = "read"
 	scriptLikes  = "likes"
+	scriptHomes  = "homes"
 	scriptLoad   = "load"
 	scriptSpread = "spread"
 )
@@ -95,7 +96,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		}),
 		queues: groupcommit.NewCollector("plusone_shard", queueWrites, queueReads, queueBases, queueLikes),
 	}
-	for _, name := range []string{scriptWrite, scriptRead, scriptLikes, scriptLoad, scriptSpread} {
+	for _, name := range []string{scriptWrite, scriptRead, scriptLikes, scriptHomes, scriptLoad, scriptSpread} {
 		m.scriptSeconds.WithLabelValues(name)
 		m.scriptErrors.WithLabelValues(name)
 	}

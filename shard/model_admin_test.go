@@ -28,7 +28,7 @@ type resets struct {
 	// doubts has the operations that may have been counted since the last reset, and old those that may have been before.
 	// Those that are known to be counted are in neither: a repeat of one changes nothing, whatever becomes of its answer.
 	doubts, old, counted map[*operation]bool
-	calls       []counter.Change // resets that were answered
+	calls                []counter.Change // resets that were answered
 }
 
 // answered follows the answer to an operation. Whatever was counted was counted before the call returned.

@@ -51,10 +51,10 @@ type Redis struct {
 	cfg    RedisConfig
 	meta   []string // meta key by shard
 
-	write, read, likes, load, spread, pending       *script
-	seal, begin, move, end, discard, restore, sweep *script
-	windowMS                                        string
-	settings                                        [5]int64 // see writeArgs
+	write, read, likes, homes, load, spread, pending *script
+	seal, begin, move, end, discard, restore, sweep  *script
+	windowMS                                         string
+	settings                                         [5]int64 // see writeArgs
 }
 
 var _ Scripts = (*Redis)(nil)
@@ -82,6 +82,7 @@ func NewRedis(client rueidis.Client, cfg RedisConfig) (*Redis, error) {
 		{&r.write, []string{"lib", "write", "int64", "careful", "like", "write_likes"}},
 		{&r.read, []string{"lib", "read"}},
 		{&r.likes, []string{"lib", "like", "likes"}},
+		{&r.homes, []string{"lib", "homes"}},
 		{&r.load, []string{"lib", "int64", "base", "load"}},
 		{&r.spread, []string{"lib", "spread"}},
 		{&r.pending, []string{"lib", "pending"}},
@@ -143,29 +144,16 @@ var errTooFewReplicas = errors.New("too few replicas confirmed the write")
 
 // Read implements Scripts.
 func (r *Redis) Read(ctx context.Context, groups []KeyGroup) ([]ReadReply, error) {
-	keys := make([]string, len(groups))
-	n := 0
-	for i, g := range groups {
-		if len(g.Keys) > maxKeysPerRead {
-			return nil, fmt.Errorf("read of %d keys of a shard, at most %d", len(g.Keys), maxKeysPerRead)
-		}
-		keys[i] = r.meta[g.Shard]
-		n += 1 + len(g.Keys)
-	}
-	args := make([]string, 0, n)
-	for _, g := range groups {
-		args = append(args, strconv.Itoa(len(g.Keys)))
-		args = append(args, g.Keys...)
-	}
-	shards, err := r.read.exec(ctx, r.client, keys, args).ToArray()
+	keys, args, err := r.keyArgs(groups)
 	if err != nil {
 		return nil, err
 	}
-	if len(shards) != len(groups) {
-		return nil, fmt.Errorf("read: %d answers for %d shards", len(shards), len(groups))
+	shards, err := r.runAll(ctx, r.read, keys, args)
+	if err != nil {
+		return nil, err
 	}
 	replies := make([]ReadReply, len(groups))
-	values := make([]KeyValue, n-len(groups))
+	values := make([]KeyValue, len(args)-len(groups))
 	var parser readParser
 	for i, g := range groups {
 		replies[i].Values = values[:len(g.Keys):len(g.Keys)]
@@ -177,31 +165,49 @@ func (r *Redis) Read(ctx context.Context, groups []KeyGroup) ([]ReadReply, error
 	return replies, nil
 }
 
+// keyArgs are the meta keys of shards, and of each how many keys are asked for, and which.
+func (r *Redis) keyArgs(groups []KeyGroup) (keys, args []string, err error) {
+	n := 0
+	for _, g := range groups {
+		if len(g.Keys) > maxKeysPerRead {
+			return nil, nil, fmt.Errorf("read of %d keys of a shard, at most %d", len(g.Keys), maxKeysPerRead)
+		}
+		n += 1 + len(g.Keys)
+	}
+	keys, args = make([]string, len(groups)), make([]string, 0, n)
+	for i, g := range groups {
+		keys[i] = r.meta[g.Shard]
+		args = append(append(args, strconv.Itoa(len(g.Keys))), g.Keys...)
+	}
+	return keys, args, nil
+}
+
+// runAll runs a script that has an answer for each of its keys.
+func (r *Redis) runAll(ctx context.Context, s *script, keys, args []string) ([]rueidis.RedisMessage, error) {
+	answers, err := s.exec(ctx, r.client, keys, args).ToArray()
+	if err == nil && len(answers) != len(keys) {
+		err = fmt.Errorf("%d answers for %d shards: %w", len(answers), len(keys), errAnswer)
+	}
+	return answers, err
+}
+
 // Likes implements Scripts.
 func (r *Redis) Likes(ctx context.Context, groups []PairGroup) ([][]PairValue, error) {
 	keys := make([]string, len(groups))
-	n := 0
+	args := []string{r.windowMS}
 	for i, g := range groups {
 		if len(g.Pairs) > maxKeysPerRead {
 			return nil, fmt.Errorf("look-up of %d likes of a shard, at most %d", len(g.Pairs), maxKeysPerRead)
 		}
 		keys[i] = r.meta[g.Shard]
-		n += 1 + len(g.Pairs)
-	}
-	args := make([]string, 0, 1+n)
-	args = append(args, r.windowMS)
-	for _, g := range groups {
 		args = append(args, strconv.Itoa(len(g.Pairs)))
 		for _, p := range g.Pairs {
 			args = append(args, fieldOf(p))
 		}
 	}
-	shards, err := r.likes.exec(ctx, r.client, keys, args).ToArray()
+	shards, err := r.runAll(ctx, r.likes, keys, args)
 	if err != nil {
 		return nil, err
-	}
-	if len(shards) != len(groups) {
-		return nil, fmt.Errorf("likes: %d answers for %d shards", len(shards), len(groups))
 	}
 	values := make([][]PairValue, len(groups))
 	for i := range shards {
@@ -210,6 +216,25 @@ func (r *Redis) Likes(ctx context.Context, groups []PairGroup) ([][]PairValue, e
 		}
 	}
 	return values, nil
+}
+
+// Homes implements Scripts.
+func (r *Redis) Homes(ctx context.Context, groups []KeyGroup) ([]HomeReply, error) {
+	keys, args, err := r.keyArgs(groups)
+	if err != nil {
+		return nil, err
+	}
+	shards, err := r.runAll(ctx, r.homes, keys, args)
+	if err != nil {
+		return nil, err
+	}
+	replies := make([]HomeReply, len(groups))
+	for i := range shards {
+		if replies[i], err = parseHomeReply(shards[i], len(groups[i].Keys)); err != nil {
+			return nil, err
+		}
+	}
+	return replies, nil
 }
 
 // Load implements Scripts.

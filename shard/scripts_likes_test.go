@@ -287,6 +287,28 @@ var likeCases = map[string]func(t *testing.T, f *fixture){
 		f.knows(t, 0, "bo", again)
 	},
 
+	// Windows are looked into although the current bucket is older, if a like of theirs may be in the bucket of another hour.
+	"like/set by a clock that was behind, in the hour before": func(t *testing.T, f *fixture) {
+		start := (f.now/hourMS + 1) * hourMS
+		first := start - windowMS*9/10
+		f.set(t, first)
+		f.sets(t, "1", liking(part(0), like("al", never)))
+		f.set(t, start+1) // the bucket of the hour is younger than the window
+		f.sets(t, "1", liking(part(0), like("cy", never)))
+		f.set(t, first+windowMS)
+		f.seal(t, 0, 0, "g", sealReply{Windows: 1, Sealed: []int64{first}})
+		f.begin(t, 0, first, 0, "unused", false)
+		f.moveAll(t, first)
+		f.end(t, 0, first)
+		f.sets(t, "1", liking(part(0), like("dy", never)))
+		behind := start - windowMS/2
+		f.set(t, behind)
+		f.sets(t, "1", liking(part(0), like("bo", never)))
+		f.evictLikes(t, 0)
+		f.set(t, start+windowMS/2)
+		f.knows(t, 0, "bo", state(true, behind*1000, behind*1000))
+	},
+
 	// What an older bucket knows must not come back when a newer one is evicted.
 	"like/membership is in one bucket": func(t *testing.T, f *fixture) {
 		f.sets(t, "1", liking(part(0), like("al", never)))

@@ -1,13 +1,11 @@
 package shard
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
 	"math"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/plusone-dev/plusone/internal/counter"
@@ -53,7 +51,9 @@ type stateLoad struct {
 	// asksID says that the like may have been done by the same id at the home of its key.
 	asksID bool
 
-	home    PairValue // what the home knows of a pair that is away
+	asked   bool      // the home of a pair that is away was asked for it
+	drained bool      // or it need not be, as the ledger has all that the home knows of a pair that is away
+	home    PairValue // what the home knows of it
 	claimed ClaimValue
 	micros  int64 // of the home, after it was found that the id is claimed
 	err     error // of the home
@@ -105,8 +105,11 @@ func settle(j *job, err error) {
 // asked, and the script has been, a like is what its home knew last, though the ledger may have a later state from the
 // pair's place, or must be supposed; but not one that has a moment, since the ledger may know of a later one.
 func (l *stateLoader) find(ctx context.Context, loads []*stateLoad) {
-	l.askHomes(ctx, loads)
+	l.askHomes(ctx, loads, !l.until.IsZero())
 	snapshot, err := l.askLedger(ctx, loads)
+	if err != nil {
+		l.askHomes(ctx, loads, true) // those that were left out
+	}
 	for i, load := range loads {
 		p := &load.job.parts[0]
 		switch {
@@ -157,104 +160,6 @@ func newest(home PairValue, ledger counter.LikeState) KnownLike {
 		known.PendingLike = home.PendingLike
 	}
 	return known
-}
-
-// askHomes asks the homes of pairs whose keys are spread what they know of them, and of their ids.
-func (l *stateLoader) askHomes(ctx context.Context, loads []*stateLoad) {
-	var away pairGroups[*stateLoad]
-	for _, load := range loads {
-		pair := load.job.change.Pair()
-		if home := Home(pair.Key, l.shards); home != load.job.parts[0].shard {
-			away.add(home, pair, load)
-		}
-	}
-	if len(away.groups) == 0 {
-		return
-	}
-	ctx, cancel := context.WithTimeout(ctx, stateAttempt)
-	defer cancel()
-	claimErrs := make([]error, len(away.groups))
-	var asking sync.WaitGroup
-	for i := range away.groups {
-		asking.Go(func() { claimErrs[i] = l.askClaims(ctx, away.groups[i].Shard, away.asked[i]) })
-	}
-	values, errs := l.lookUp(ctx, away.groups)
-	asking.Wait()
-	for i, asked := range away.asked {
-		for k, load := range asked {
-			if load.err = cmp.Or(claimErrs[i], errs[i]); load.err == nil {
-				load.home = values[i][k]
-			}
-		}
-	}
-}
-
-// askClaims asks the home of spread keys for the ids of likes.
-func (l *stateLoader) askClaims(ctx context.Context, home int, loads []*stateLoad) error {
-	var ids []counter.RequestID
-	var asked []*stateLoad
-	for _, load := range loads {
-		if load.asksID {
-			ids, asked = append(ids, load.job.change.RequestID), append(asked, load)
-		}
-	}
-	if len(ids) == 0 {
-		return nil
-	}
-	now := l.clock.milliseconds()
-	if now == 0 { // a server may know of markers before it has heard of the time
-		pending, err := l.pending(ctx, home)
-		if err != nil {
-			return err
-		}
-		now = pending.Micros / 1000
-	}
-	claims, err := l.scripts.Claimed(ctx, home, ids, now)
-	if err != nil {
-		return readError(err)
-	}
-	var found PendingWindows
-	if slices.ContainsFunc(claims, func(c ClaimValue) bool { return c.Known }) {
-		// The clock here may be late, and a moment from before a like was set does not stand for it.
-		if found, err = l.pending(ctx, home); err != nil {
-			return err
-		}
-	}
-	for i, load := range asked {
-		load.claimed, load.micros = claims[i], found.Micros
-	}
-	return nil
-}
-
-// lookUp asks the shards what they know of pairs: all with one script, or each with its own in a cluster. Each group has
-// its values or its error.
-func (l *stateLoader) lookUp(ctx context.Context, groups []PairGroup) ([][]PairValue, []error) {
-	errs := make([]error, len(groups))
-	if !l.cluster {
-		values, err := l.lookUpOnce(ctx, groups)
-		for i := range errs {
-			errs[i] = err
-		}
-		return values, errs
-	}
-	values := make([][]PairValue, len(groups))
-	var asking sync.WaitGroup
-	for i := range groups {
-		asking.Go(func() {
-			value, err := l.lookUpOnce(ctx, groups[i:i+1])
-			if errs[i] = err; err == nil {
-				values[i] = value[0]
-			}
-		})
-	}
-	asking.Wait()
-	return values, errs
-}
-
-func (l *stateLoader) lookUpOnce(ctx context.Context, groups []PairGroup) ([][]PairValue, error) {
-	return tryRead(ctx, l.metrics, scriptLikes, func(ctx context.Context) ([][]PairValue, error) {
-		return l.scripts.Likes(ctx, groups)
-	})
 }
 
 // askLedger reads the pairs' states, unless the ledger has failed just now, or has failed and the script may have the

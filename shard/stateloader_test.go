@@ -85,6 +85,60 @@ func TestStalledHomeFailsItsOwnLikes(t *testing.T) {
 	})
 }
 
+// homes are scripts whose answers about homes are changed, and which count the homes that are asked about pairs.
+type homes struct {
+	shard.Scripts
+	change func(*shard.HomeReply)
+	asked  int
+}
+
+func (h *homes) Homes(ctx context.Context, groups []shard.KeyGroup) ([]shard.HomeReply, error) {
+	replies, err := h.Scripts.Homes(ctx, groups)
+	for i := range replies {
+		h.change(&replies[i])
+	}
+	return replies, err
+}
+
+func (h *homes) Likes(ctx context.Context, groups []shard.PairGroup) ([][]shard.PairValue, error) {
+	h.asked++
+	return h.Scripts.Likes(ctx, groups)
+}
+
+// TestDrainedHomeIsNotAsked: what a home knows of a pair that is away is asked for unless the ledger has it, as far as the home can
+// tell: not one that went back in time to before the marker, nor if the ledger then cannot be asked.
+func TestDrainedHomeIsNotAsked(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		change func(*shard.HomeReply)
+		ledger error
+		asked  int
+	}{
+		"not drained":        {change: func(r *shard.HomeReply) { r.Drained = false }, asked: 1},
+		"drained":            {change: func(r *shard.HomeReply) { r.Drained = true }},
+		"without its marker": {change: func(r *shard.HomeReply) { r.Drained, r.Markers[0] = true, 0 }, asked: 1},
+		// Once for each script that the like takes: the first goes without what the ledger has.
+		"ledger down": {change: func(r *shard.HomeReply) { r.Drained = true }, ledger: errors.New("down"), asked: 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				c := newLikeTrips()
+				s := c.store(t)
+				key := nameAt(1)
+				_, err := c.Spread(t.Context(), 1, []string{key}, 0)
+				must(t, err)
+				value(t, s, key) // from which the store learns the marker
+				asked := &homes{Scripts: c.Scripts, change: test.change}
+				c.Scripts, c.err = asked, test.ledger
+				_, err = s.Apply(t.Context(), likeOf(key, nameAt(3)))
+				must(t, err)
+				equal(t, "homes asked", asked.asked, test.asked)
+			})
+		})
+	}
+}
+
 // movedLike is a like with an id without a time that was set at its key's home, before the key was spread.
 type movedLike struct {
 	*likeTrips

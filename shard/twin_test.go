@@ -1,6 +1,7 @@
 package shard_test
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -44,6 +45,7 @@ func compareTwins(t *testing.T, rt *rapid.T, redis, memory *fixture) {
 		"write2":   m.write, // twice as often
 		"read":     m.read,
 		"load":     m.load,
+		"homes":    m.homes,
 		"spread":   m.spread,
 		"claimed":  m.claimed,
 		"pending":  m.pending,
@@ -149,7 +151,13 @@ func (m *twins) write(rt *rapid.T) {
 		}
 		b.Shards = append(b.Shards, p)
 	}
-	both(m, rt, func(f *fixture) (shard.WriteReply, error) { return f.Write(context.Background(), b) })
+	both(m, rt, func(f *fixture) (shard.WriteReply, error) {
+		reply, err := f.Write(context.Background(), b)
+		// The order of reasons means nothing.
+		slices.SortStableFunc(reply.Moved, func(a, b shard.MovedEntry) int { return compareRefs(a.EntryRef, b.EntryRef) })
+		slices.SortFunc(reply.Overflowing, compareRefs)
+		return reply, err
+	})
 }
 
 // part draws the part of a batch for one shard. Its sender mostly knows the markers.
@@ -225,6 +233,15 @@ func (m *twins) addLikes(rt *rapid.T, p *shard.ShardWrite) {
 		like.Group = rapid.IntRange(0, len(p.Claims)-1).Draw(rt, "group")
 		like.Field = rapid.IntRange(0, len(p.Claims[like.Group].Fields)-1).Draw(rt, "field")
 	}
+}
+
+func compareRefs(a, b shard.EntryRef) int {
+	return cmp.Or(cmp.Compare(a.Shard, b.Shard), cmp.Compare(a.Entry, b.Entry))
+}
+
+func (m *twins) homes(rt *rapid.T) {
+	groups := []shard.KeyGroup{{Shard: anyShard.Draw(rt, "shard"), Keys: rapid.SliceOfN(anyKey, 1, 2).Draw(rt, "keys")}}
+	both(m, rt, func(f *fixture) ([]shard.HomeReply, error) { return f.Homes(context.Background(), groups) })
 }
 
 func (m *twins) read(rt *rapid.T) {

@@ -215,6 +215,14 @@ type PairValue struct {
 	Marker Marker
 }
 
+// HomeReply is what a home answers about keys.
+type HomeReply struct {
+	// Drained says that the ledger has all that the shard knows of likes that its markers send elsewhere.
+	Drained bool
+	// Markers in the order of the keys, 0 for none.
+	Markers []Marker
+}
+
 // Base is what the ledger holds of a key for one shard.
 type Base struct {
 	Key string

@@ -441,3 +441,20 @@ func parsePairs(message rueidis.RedisMessage, pairs int) ([]PairValue, error) {
 	}
 	return values, eachNumber(parts[1], pairs, func(i int, n int64) { values[i].Marker = Marker(n) })
 }
+
+// parseHomeReply reads what homes.lua answers for one home.
+func parseHomeReply(message rueidis.RedisMessage, keys int) (HomeReply, error) {
+	parts, err := message.ToArray()
+	if err != nil {
+		return HomeReply{}, err
+	}
+	if len(parts) != 2 {
+		return HomeReply{}, errAnswer
+	}
+	drained, err := parts[0].AsInt64()
+	if err != nil {
+		return HomeReply{}, err
+	}
+	reply := HomeReply{Drained: drained == 1, Markers: make([]Marker, keys)}
+	return reply, eachNumber(parts[1], keys, func(i int, n int64) { reply.Markers[i] = Marker(n) })
+}

@@ -55,6 +55,9 @@ func (r *Redis) RestoreMarkers(_ context.Context, n int, markers map[string]shar
 	for key, marker := range markers {
 		s.mark(key, marker)
 	}
+	if len(markers) > 0 {
+		s.noteMarked()
+	}
 	s.lost, s.restoreDue = now, false
 	return nil
 }

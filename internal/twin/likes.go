@@ -60,6 +60,22 @@ func (s *shardState) remember(pair counter.Pair, like shard.PendingLike, now, le
 	bucket.states[pair] = like
 }
 
+// Homes implements shard.Scripts.
+func (r *Redis) Homes(_ context.Context, groups []shard.KeyGroup) ([]shard.HomeReply, error) {
+	_, unlock := r.lock()
+	defer unlock()
+	replies := make([]shard.HomeReply, len(groups))
+	for i, g := range groups {
+		s := r.shards[g.Shard]
+		drained := s.marked != nil && (len(s.windows) == 0 || s.windows[0].id > *s.marked)
+		replies[i] = shard.HomeReply{Drained: drained, Markers: make([]shard.Marker, len(g.Keys))}
+		for k, key := range g.Keys {
+			replies[i].Markers[k] = s.spread[key]
+		}
+	}
+	return replies, nil
+}
+
 // Likes implements shard.Scripts.
 func (r *Redis) Likes(_ context.Context, groups []shard.PairGroup) ([][]shard.PairValue, error) {
 	now, unlock := r.lock()

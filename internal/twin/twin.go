@@ -58,6 +58,7 @@ type shardState struct {
 	bases       map[baseName]base
 	tokens      map[int64]string // by which windows were sealed
 	spread      map[string]shard.Marker
+	marked      *int64                 // the newest window when a marker was last added, nil if none was
 	claims      map[string]*claims     // by bucket
 	members     map[string]*membership // by bucket
 }
@@ -295,7 +296,17 @@ func (r *Redis) Load(_ context.Context, n int, watermark int64, bases []shard.Ba
 func (s *shardState) mark(key string, marker shard.Marker) {
 	if _, there := s.spread[key]; !there {
 		s.spread[key] = marker
+		s.noteMarked()
 	}
+}
+
+// noteMarked notes that markers were added.
+func (s *shardState) noteMarked() {
+	var newest int64
+	if len(s.windows) > 0 {
+		newest = s.windows[len(s.windows)-1].id
+	}
+	s.marked = &newest
 }
 
 // Spread implements shard.Scripts.
@@ -314,6 +325,7 @@ func (r *Redis) Spread(_ context.Context, n int, keys []string, width int) ([]sh
 			if _, there := w.markers[key]; !there {
 				w.markers[key] = s.spread[key]
 			}
+			s.noteMarked()
 		}
 		markers[i] = s.spread[key]
 	}

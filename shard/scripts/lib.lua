@@ -2,7 +2,8 @@
 -- differ only in the last word. Times are Unix milliseconds; answers that a caller passes on have microseconds.
 --
 -- meta      hash: sealed, fin (window ids), gen (generation of the bases), lost (when a rollback was last
---           noticed), restore, hot, likes, big (flags, see where they are set), open (the window that was added to
+--           noticed), restore, hot, likes, big (flags, see where they are set), marked (the newest window when a marker
+--           was last added, see homes.lua), open (the window that was added to
 --           the list last), held (how many were in the list then), timed, batch (the id: and batch: buckets that
 --           were added to claims last)
 -- windows   list of window ids, ascending
@@ -16,7 +17,7 @@
 -- claims    sorted set: name of a claim or membership bucket -> when it may be forgotten
 -- id:<t>, any:<t>, once:<period>:<t>, batch:<t>  claim buckets
 -- likes:<lost>:<hour>  membership bucket: hash: "\2"key"\0"actor -> state that the actor's like was last set to in
---                      that hour; see like.lua
+--                      that hour; and since: see like.lua
 
 local call = redis.call -- a name that is global takes longer to look up
 local MARKER, LIKE_SUM = '\1', '\3'
@@ -62,6 +63,11 @@ local function open_window(meta_key, prefix, window)
   local held = call('RPUSH', prefix .. 'windows', integer(window))
   call('HSET', meta_key, 'open', integer(window), 'held', held)
   make_table(meta_key)
+end
+
+-- note_marked notes that markers were added.
+local function note_marked(meta_key, prefix)
+  call('HSET', meta_key, 'hot', '1', 'marked', call('LINDEX', prefix .. 'windows', -1) or '0')
 end
 
 -- next_window is a window after the given one, which is left as it is.

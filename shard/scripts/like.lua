@@ -4,7 +4,9 @@
 -- Membership is the memory of the last hours, so that a like is seldom looked up in the ledger, and a viral key's
 -- likers do not pile up. A pair is in one bucket at most, or what one bucket knows would come back when another is
 -- evicted. The name of a bucket has the moment when a rollback was last noticed: what was noted before may
--- not be what the ledger has.
+-- not be what the ledger has. A bucket has all likes of the windows above the one in its field SINCE, but for those that
+-- went to the bucket of another hour.
+local SINCE = 'since' -- no field of a like begins so
 local HOUR = 3600000
 local MEMBERSHIP_MARGIN = 600000 -- swept before it expires, since to sweep blocks nobody
 
@@ -40,21 +42,27 @@ local function look_up_states(hash_key, first, n, states, places)
   return found
 end
 
--- find_states returns the states that are known here of the n fields from ARGV[first] on, and the hashes that they are
--- in, by position. Membership, where it has a pair, has its last state. Windows matter where it was evicted.
-local function find_states(prefix, lost, hours, first, n)
+-- find_states returns the states that are known here of the n fields from ARGV[first] on, the hashes that they are in, by
+-- position, and SINCE of the current bucket. Membership, where it has a pair, has its last state. Windows matter where it was
+-- evicted: not if the current bucket is older than all of them, and they are of its hour, whichever host's clock they are by.
+local function find_states(prefix, lost, hours, length, first, n)
   local states, places, left = {}, {}, n
   local stem = membership_stem(prefix, lost)
+  local since = call('HGET', stem .. hours[1], SINCE)
   for h = 1, #hours do
     left = left - look_up_states(stem .. hours[h], first, n, states, places)
-    if left == 0 then return states, places end
+    if left == 0 then return states, places, since end
+  end
+  if since and not hours[3] then
+    local oldest = call('LINDEX', prefix .. 'windows', 0)
+    if not oldest or oldest - since > 0 and oldest - hours[1] * HOUR >= 2 * length then return states, places, since end
   end
   local windows = call('LRANGE', prefix .. 'windows', 0, -1)
   for w = #windows, 1, -1 do
     left = left - look_up_states(prefix .. 'w:' .. windows[w], first, n, states, places)
     if left == 0 then break end
   end
-  return states, places
+  return states, places, since
 end
 
 -- parse_state returns whether it is liked, when it was set and since when it has been so.

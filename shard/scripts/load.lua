@@ -6,8 +6,8 @@
 local IMPLIED = '1'
 
 local prefix = prefix_of(KEYS[1])
-local meta = redis.call('HMGET', KEYS[1], 'fin', 'gen', 'big', 'hot')
-local watermark, big, hot = tonumber(ARGV[1]), meta[3], meta[4]
+local meta = redis.call('HMGET', KEYS[1], 'fin', 'gen', 'big')
+local watermark, big = tonumber(ARGV[1]), meta[3]
 if tonumber(meta[1] or 0) > watermark then return 0 end
 local applied = applied_windows(prefix, watermark)
 for i = 2, #ARGV, 5 do
@@ -23,11 +23,7 @@ for i = 2, #ARGV, 5 do
   end
   if marker ~= '0' then
     if marker == IMPLIED then marker = integer(milliseconds()) end
-    redis.call('HSETNX', prefix .. 'spread', key, marker)
-    if not hot then
-      redis.call('HSET', KEYS[1], 'hot', '1')
-      hot = true
-    end
+    if redis.call('HSETNX', prefix .. 'spread', key, marker) == 1 then note_marked(KEYS[1], prefix) end
   end
 end
 return 1

@@ -27,7 +27,7 @@ for i = 4, #ARGV do
       make_table(window_key)
       add_window = false
     end
-    redis.call('HSET', KEYS[1], 'hot', '1')
+    note_marked(KEYS[1], prefix)
   end
   markers[#markers + 1] = marker
 end

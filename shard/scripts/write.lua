@@ -29,7 +29,8 @@
 local APPLIED, REFUSED, LATE = 0, 1, 2
 local TIMED, OPAQUE = 0, 1
 local LIKE_NUMBERS = 4
-local OPEN, SEALED, FIN, LOST, IS_BIG, HOT, HELD, TIMED_NAME, BATCH_NAME = 1, 2, 3, 4, 5, 6, 7, 8, 9 -- where a shard's meta has them
+-- Where a shard's meta has them.
+local OPEN, SEALED, FIN, LOST, IS_BIG, HOT, HELD, TIMED_NAME, BATCH_NAME = 1, 2, 3, 4, 5, 6, 7, 8, 9
 local BATCH_BUCKET, TIMED_BUCKET, MARGIN = 60000, 60000, 60000
 
 local ARGV = ARGV -- a name that is global takes longer to look up

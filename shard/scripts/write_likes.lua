@@ -94,7 +94,8 @@ local function begin_likes(extra)
   end
   extra.stem = membership_stem(extra.prefix, extra.lost)
   extra.bucket = extra.stem .. hours[1]
-  extra.states, extra.places = find_states(extra.prefix, extra.lost, hours, extra.first_field, extra.likes)
+  extra.states, extra.places, extra.since =
+    find_states(extra.prefix, extra.lost, hours, length, extra.first_field, extra.likes)
   extra.recorded, extra.gone, extra.sums, extra.first_record = {}, {}, {}, last_record + 1
 end
 
@@ -188,7 +189,6 @@ end
 
 -- set_likes writes what decide_likes has decided. It reports whether a delta has become big.
 set_likes = function(extra, meta_key, window_key)
-  local new = call('EXISTS', extra.bucket) == 0
   for from = extra.first_record, extra.last_record, 2 * CHUNK do
     local to = math.min(extra.last_record, from + 2 * CHUNK - 1)
     call('HSET', window_key, unpack(records, from, to))
@@ -201,8 +201,10 @@ set_likes = function(extra, meta_key, window_key)
       call('HDEL', bucket, unpack(fields, from, math.min(#fields, from + CHUNK - 1)))
     end
   end
-  if new then
+  if not extra.since then
+    local shard = shards[extra.number]
     make_table(extra.bucket)
+    call('HSET', extra.bucket, SINCE, integer(shard[WINDOW] - (shard[UNOPENED] and 1 or 0)))
     call('PEXPIRE', extra.bucket, integer(forget + MEMBERSHIP_MARGIN - now))
     call('ZADD', extra.prefix .. 'claims', integer(forget), string.sub(extra.bucket, #extra.prefix + 1))
     call('HSETNX', meta_key, 'likes', '1')
