@@ -34,9 +34,8 @@ func (p *Postgres) Apply(ctx context.Context, w Window) (Applied, error) {
 			return applied, nil
 		case attempt < maxAttempts && isOverflow(err) && !clip:
 			clip = true
-		case attempt < maxAttempts && hasCode(err, codeUniqueViolation) && insert:
-			insert = false
-		case attempt < maxAttempts && isConflict(err):
+		case attempt < maxAttempts && (isConflict(err) || insert && hasCode(err, codeUniqueViolation)):
+			insert = false // which locks counters in the order of their keys
 		default:
 			return Applied{}, err
 		}

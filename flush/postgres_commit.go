@@ -202,7 +202,8 @@ func (p *Postgres) commitWithClaims(ctx context.Context, g *group, careful bool)
 	return d.verdicts, asOf(tx.now, tx.sent), nil
 }
 
-// queueSums adds sums to counters and history. Counters are locked in the order of their keys, whatever their history, and
+// queueSums adds sums to counters and history. Counters are locked in the order of their keys, but for new ones of a window, which
+// come first (insertNew): should that meet somebody's locks, the window is applied without. Whatever their history,
 // a row of history is only written with its counter locked.
 func (p *Postgres) queueSums(batch *pgx.Batch, rounds []deltas, shard int, at *time.Time) {
 	for _, round := range rounds {

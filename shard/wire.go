@@ -71,7 +71,7 @@ type markedKey struct {
 func (w *writeEncoder) shard(s *ShardWrite) {
 	careful := s.Reset
 	declared, ones := 0, 0
-	for ones < len(s.Entries) && s.Entries[ones].Delta == 1 {
+	for !s.Reset && ones < len(s.Entries) && s.Entries[ones].Delta == 1 {
 		ones++
 	}
 	for i, e := range s.Entries {

@@ -95,12 +95,13 @@ func (c *Context) Done() <-chan struct{} {
 	return c.complete.Done()
 }
 
-// Err implements context.Context.
+// Err implements context.Context. As Wait, it may say that the deadline has passed before Done does.
 func (c *Context) Err() error {
+	ended := c.Context
 	if c.asked.Load() {
-		return c.complete.Err()
+		ended = c.complete
 	}
-	if err := c.Context.Err(); err != nil {
+	if err := ended.Err(); err != nil {
 		return err
 	}
 	select {

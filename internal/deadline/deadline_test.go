@@ -29,7 +29,7 @@ func TestWait(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					parent, cancel := context.WithCancelCause(t.Context())
 					defer cancel(nil)
-					ctx := deadline.NewTimers().With(parent, time.Now().Add(time.Second))
+					ctx := deadline.NewTimers().With(parent, time.Now().Add(time.Second+soon/2)) // between two ticks
 					defer ctx.Release()
 					if asked {
 						ctx.Done()
@@ -45,6 +45,9 @@ func TestWait(t *testing.T) {
 					}
 					if took := time.Since(began); took > c.after || took < c.after-soon {
 						t.Errorf("Wait took %v, want %v", took, c.after)
+					}
+					if c.want != nil && ctx.Err() == nil {
+						t.Error("Wait says that it has ended, and Err that it has not")
 					}
 					<-time.After(soon) // the exact deadline, for those who asked for Done
 					if ended := ctx.Err() != nil; ended != (c.want != nil) {
