@@ -14,19 +14,32 @@ func TestDirect(t *testing.T) {
 	postgres := pgtest.Start(t)
 	i := plusonetest.Start(t, build(t), "--postgres-url="+postgres.URL)
 	update := yardstick(t, update, postgres.URL)
-	comparison{
-		work: "direct mode, Increment with request_id, one row", against: "one UPDATE per request", target: "throughput ≥ 10",
-		subject: side{target{name: "direct", addr: i.GRPCAddr, pid: i.Process.PID()}, increment(1, true), 1, inFlight},
-		yard:    side{update, increment(1, false), 1, inFlight},
-	}.measure(t)
+	direct := target{name: "direct", addr: i.GRPCAddr, pid: i.Process.PID()}
+	for _, withID := range []bool{true, false} {
+		comparison{
+			work: "direct mode, Increment " + idText(withID) + ", one row", against: "one UPDATE per request, without ids", target: "throughput ≥ 10",
+			subject: side{direct, increment(1, withID), 1, inFlight},
+			yard:    side{update, increment(1, false), 1, inFlight},
+		}.measure(t)
+	}
+}
+
+func idText(withID bool) string {
+	if withID {
+		return "with request_id"
+	}
+	return "without request_id"
 }
 
 // TestEmbedded measures embedded mode.
 func TestEmbedded(t *testing.T) {
 	i := plusonetest.Start(t, build(t), "--data="+filepath.Join(testproc.TempDir(t), "plusone.db"))
-	comparison{
-		work: "embedded mode, Increment with request_id, 1,000 keys", against: "echo", target: "throughput ≥ 0.6",
-		subject: side{target{name: "embedded", addr: i.GRPCAddr, pid: i.Process.PID()}, increment(1000, true), 1, inFlight},
-		yard:    side{yardstick(t, echo, ""), increment(1000, true), 1, inFlight},
-	}.measure(t)
+	embedded, echo := target{name: "embedded", addr: i.GRPCAddr, pid: i.Process.PID()}, yardstick(t, echo, "")
+	for _, withID := range []bool{true, false} {
+		comparison{
+			work: "embedded mode, Increment " + idText(withID) + ", 1,000 keys", against: "echo", target: "throughput ≥ 0.6",
+			subject: side{embedded, increment(1000, withID), 1, inFlight},
+			yard:    side{echo, increment(1000, withID), 1, inFlight},
+		}.measure(t)
+	}
 }
