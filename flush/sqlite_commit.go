@@ -211,7 +211,14 @@ func (s *SQLite) write(w *sqliteWriter, d *decision, held *standing, now int64) 
 	if len(d.sums.rounds) == 0 {
 		return nil
 	}
-	keys := slices.Sorted(maps.Keys(d.sums.rounds[0])) // every key is in the first round
+	var keys []string
+	for key, delta := range d.sums.rounds[0] { // every key is in the first round
+		// A reset that has nothing to do begins no bucket.
+		if delta != 0 || d.likes[key] != 0 || len(d.sums.rounds) > 1 {
+			keys = append(keys, key)
+		}
+	}
+	slices.Sort(keys)
 	totals := make([]any, 0, setTotals.columns*len(keys))
 	for _, key := range keys {
 		b := held.balances[key]

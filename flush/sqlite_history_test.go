@@ -93,6 +93,28 @@ type require interface {
 	Fatalf(format string, args ...any)
 }
 
+// A reset that has nothing to do begins no bucket.
+func TestSQLiteResetOfNothing(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "plusone.db")
+	clock := newTestClock()
+	ledger, db := openSQLite(t, path, flush.SQLiteOptions{Clock: clock.now}), openDB(t, "sqlite", "file:"+path)
+	key := ledgertest.Key()
+	reset := ledgertest.Add(key, 0)
+	reset.Reset = true
+	likes := []counter.Change{ledgertest.Like(key, "ann"), ledgertest.Like(key, "bob")} // a reset is made of halves of their sum
+	for _, changes := range [][]counter.Change{likes, {reset}} {
+		verdicts, _, err := ledger.Commit(t.Context(), changes)
+		if err != nil || verdicts[0].Err != nil {
+			t.Fatalf("%+v, %v", verdicts, err)
+		}
+		clock.advance(time.Hour)
+	}
+	if rows := readRows(t, db, `SELECT bucket || ' ' || delta FROM counter_history`); len(rows) != 1 {
+		t.Errorf("history %q", rows)
+	}
+}
+
 // Whatever becomes of clock and settings, each change is in the bucket of its moment, a bucket in one place, and all but a
 // key's last in the table history.
 func TestSQLiteBuckets(t *testing.T) {
