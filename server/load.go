@@ -19,9 +19,6 @@ const maxRefreshes = 64
 // so share what comes next. It is longer than a healthy load takes; a load that hangs holds nobody back for longer.
 const maxLoadShare = 50 * time.Millisecond
 
-// maxYields is how often a load lets others join that waits to begin.
-const maxYields = 16
-
 // load is one call of the store. All who need its keys wait for it, and it has a deadline of its own, so
 // that one caller's haste is not another's failure.
 type load struct {
@@ -31,9 +28,8 @@ type load struct {
 	done    chan struct{}
 	results []result
 
-	// Of a load that waits to begin (obtainNext): how many wait for it, whether it has been launched, and what launches it
-	// when the load before it takes long. Guarded by mu.
-	joined   int
+	// Of a load that waits to begin (obtainNext): whether it has been launched, and what launches it when the load
+	// before it takes long. Guarded by mu.
 	launched bool
 	patience *time.Timer
 }
@@ -124,7 +120,6 @@ func (c *countCache) obtainNext(ctx context.Context, key string) result {
 			c.launchWaiting(l)
 		}
 	}
-	l.joined++
 	c.mu.Unlock()
 	if err := deadline.Wait(ctx, l.done); err != nil {
 		return result{err: err}
@@ -152,15 +147,9 @@ func (c *countCache) launchWaiting(l *load) {
 
 // begin is called by the goroutine of a load. From then on nobody joins it who needs a load that has not begun.
 func (c *countCache) begin(l *load) {
-	// Those who were woken by what the load is for, such as a batch of likes, ask first. As long as some do, others may follow.
+	// Those who were woken by what the load is for, such as a batch of likes, ask first.
 	runtime.Gosched()
 	c.mu.Lock()
-	for joined, yields := 0, 1; l.joined > joined && yields < maxYields; yields++ {
-		joined = l.joined
-		c.mu.Unlock()
-		runtime.Gosched()
-		c.mu.Lock()
-	}
 	defer c.mu.Unlock()
 	key := l.keys[0]
 	delete(c.waiting, key)
