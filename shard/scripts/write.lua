@@ -86,25 +86,25 @@ local function note_moved(s, position, marker)
   moved[k + 1], moved[k + 2], moved[k + 3] = s - 1, position, marker
 end
 
+-- look_up_markers adds to found the markers of the n keys at ARGV[first], ARGV[first + step], …: 0 if a key has none.
+local function look_up_markers(prefix, first, n, step, found)
+  for from = 0, n - 1, CHUNK do
+    local keys = {}
+    for i = from, math.min(n, from + CHUNK) - 1 do keys[#keys + 1] = ARGV[first + step * i] end
+    for _, marker in ipairs(call('HMGET', prefix .. 'spread', unpack(keys))) do found[#found + 1] = marker or '0' end
+  end
+end
+
 -- check_markers notes the entries of a shard whose markers are others than the sender knows, the markers at ARGV[at], and
 -- at numbers[q] which entries they are of.
 local function check_markers(s, entries, markers, at, q)
-  local shard, sent, position = shards[s], {}, 0
+  local shard, sent, found = shards[s], {}, {}
   for i = 1, markers do sent[numbers[q + i - 1]] = ARGV[at + i - 1] end
-  local function compare(first, n, step)
-    for from = 0, n - 1, CHUNK do
-      local keys = {}
-      for i = from, math.min(n, from + CHUNK) - 1 do keys[#keys + 1] = ARGV[first + step * i] end
-      for _, marker in ipairs(call('HMGET', shard[PREFIX] .. 'spread', unpack(keys))) do
-        marker, position = marker or '0', position + 1
-        if marker ~= (sent[position] or '0') then
-          note_moved(s, position - 1, marker)
-        end
-      end
-    end
+  look_up_markers(shard[PREFIX], shard[FIRST], shard[ONES], 1, found)
+  look_up_markers(shard[PREFIX], shard[FIRST] + shard[ONES], entries - shard[ONES], 2, found)
+  for i = 1, entries do
+    if found[i] ~= (sent[i] or '0') then note_moved(s, i - 1, found[i]) end
   end
-  compare(shard[FIRST], shard[ONES], 1)
-  compare(shard[FIRST] + shard[ONES], entries - shard[ONES], 2)
 end
 
 -- look_up_claims looks up a group of claims, whose numbers are at numbers[q] and whose claims begin at ARGV[p + 1]. It

@@ -10,17 +10,11 @@ local function check_like_markers(s, extra)
   local first, keys, marked = extra.first_key, extra.keys, shards[s][META][HOT]
   for i = first + keys, first + 2 * keys - 1 do marked = marked or ARGV[i] ~= '0' end
   if not marked then return end
-  local differing, position = {}, 0
-  for from = first, first + keys - 1, CHUNK do
-    local last = math.min(first + keys, from + CHUNK) - 1
-    for _, marker in ipairs(call('HMGET', extra.prefix .. 'spread', unpack(ARGV, from, last))) do
-      marker, position = marker or '0', position + 1
-      if marker ~= ARGV[first + keys + position - 1] then differing[position] = marker end
-    end
-  end
+  local found = {}
+  look_up_markers(extra.prefix, first, keys, 1, found)
   for i = 0, extra.likes - 1 do
-    local marker = differing[numbers[extra.like_numbers + LIKE_NUMBERS * i + 1]]
-    if marker then note_moved(s, extra.entries + i, marker) end
+    local k = numbers[extra.like_numbers + LIKE_NUMBERS * i + 1]
+    if found[k] ~= ARGV[first + keys + k - 1] then note_moved(s, extra.entries + i, found[k]) end
   end
 end
 
