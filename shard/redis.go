@@ -79,7 +79,7 @@ func NewRedis(client rueidis.Client, cfg RedisConfig) (*Redis, error) {
 		script **script
 		files  []string
 	}{
-		{&r.write, []string{"lib", "write", "int64", "careful", "like", "write_likes"}},
+		{&r.write, []string{"lib", "write", "claims", "int64", "careful", "like", "write_likes"}},
 		{&r.read, []string{"lib", "read"}},
 		{&r.likes, []string{"lib", "like", "likes"}},
 		{&r.homes, []string{"lib", "homes"}},

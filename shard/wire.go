@@ -2,11 +2,14 @@ package shard
 
 import (
 	"errors"
+	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/redis/rueidis"
 	"github.com/tinylib/msgp/msgp"
+
+	"github.com/plusone-dev/plusone/internal/counter"
 )
 
 // What the scripts take and answer; scripts/*.lua describe it.
@@ -28,7 +31,7 @@ const (
 // writeArgs makes the arguments of write.lua. Settings are the numbers of all batches: lifetime, window length, dedupe
 // window, early, confirm.
 func writeArgs(b *WriteBatch, settings [5]int64) []string {
-	texts, numbers := 2, 6
+	texts, numbers := 2, 7
 	for i := range b.Shards {
 		s := &b.Shards[i]
 		texts += 3*len(s.Entries) + 4*len(s.Likes)
@@ -40,8 +43,14 @@ func writeArgs(b *WriteBatch, settings [5]int64) []string {
 	}
 	w := writeEncoder{args: make([]string, 2, texts), numbers: append(make([]int64, 0, numbers), b.Made)}
 	w.numbers = append(w.numbers, settings[:]...)
+	plain := !slices.ContainsFunc(b.Shards, needsMore)
+	w.numbers = append(w.numbers, asNumber(plain))
 	for i := range b.Shards {
-		w.shard(&b.Shards[i])
+		s := &b.Shards[i]
+		w.numbers = append(w.numbers, int64(len(s.Entries)), int64(s.ones()))
+	}
+	for i := range b.Shards {
+		w.shard(&b.Shards[i], plain)
 	}
 	packed := msgp.AppendArrayHeader(make([]byte, 0, 5+4*len(w.numbers)), uint32(len(w.numbers)))
 	for _, n := range w.numbers {
@@ -68,20 +77,27 @@ type markedKey struct {
 	marker Marker
 }
 
-func (w *writeEncoder) shard(s *ShardWrite) {
-	careful := s.Reset
-	declared, ones := 0, 0
-	for !s.Reset && ones < len(s.Entries) && s.Entries[ones].Delta == 1 {
-		ones++
+// ones is how many entries from the first on have a delta of 1.
+func (s *ShardWrite) ones() int {
+	n := 0
+	for !s.Reset && n < len(s.Entries) && s.Entries[n].Delta == 1 {
+		n++
 	}
-	for i, e := range s.Entries {
-		careful = careful || e.Delta >= carefulDelta || e.Delta <= -carefulDelta
-		if i < len(s.Markers) && s.Markers[i] != 0 {
-			declared++
-		}
-	}
-	w.numbers = append(w.numbers, asNumber(careful), int64(len(s.Entries)), int64(ones), int64(declared), int64(len(s.Claims)), 0, int64(len(s.Likes)))
-	keys := len(w.numbers) - 2
+	return n
+}
+
+// isCareful reports whether a delta needs a check of its own.
+func (s *ShardWrite) isCareful() bool {
+	return s.Reset || slices.ContainsFunc(s.Entries, func(e counter.Entry) bool { return e.Delta >= carefulDelta || e.Delta <= -carefulDelta })
+}
+
+// needsMore reports whether the shard's part has more than deltas that are not big.
+func needsMore(s ShardWrite) bool {
+	return len(s.Claims)+len(s.Likes) > 0 || s.isCareful() || slices.ContainsFunc(s.Markers, func(m Marker) bool { return m != 0 })
+}
+
+func (w *writeEncoder) shard(s *ShardWrite, plain bool) {
+	ones := s.ones()
 	for _, e := range s.Entries[:ones] {
 		w.args = append(w.args, e.Key)
 	}
@@ -92,6 +108,17 @@ func (w *writeEncoder) shard(s *ShardWrite) {
 		}
 		w.args = append(w.args, e.Key, delta)
 	}
+	if plain {
+		return
+	}
+	declared := 0
+	for _, m := range s.Markers {
+		if m != 0 {
+			declared++
+		}
+	}
+	w.numbers = append(w.numbers, asNumber(s.isCareful()), int64(declared), int64(len(s.Claims)), 0, int64(len(s.Likes)))
+	keys := len(w.numbers) - 2
 	for i, m := range s.Markers {
 		if m != 0 {
 			w.numbers, w.args = append(w.numbers, int64(i)+1), append(w.args, m.String())
@@ -183,30 +210,37 @@ func bit(b bool) string {
 	return "0"
 }
 
+// replyParts is how many parts the answer to a batch has, by its status.
+var replyParts = [...]int{WriteApplied: 3, WriteRefused: 6, WriteLate: 2}
+
 // parseWriteReply reads the answer to a batch. What is acknowledged or refused by it was really said, and of this batch.
 func parseWriteReply(result rueidis.RedisResult, b *WriteBatch) (WriteReply, error) {
 	parts, err := result.ToArray()
 	if err != nil {
 		return WriteReply{}, err
 	}
-	if len(parts) != 7 {
+	if len(parts) < 2 {
 		return WriteReply{}, errAnswer
 	}
 	status, err := parts[0].AsInt64()
 	if err != nil {
 		return WriteReply{}, err
 	}
-	if status < int64(WriteApplied) || status > int64(WriteLate) {
+	if status < int64(WriteApplied) || status > int64(WriteLate) || len(parts) != replyParts[status] {
 		return WriteReply{}, errAnswer
 	}
 	reply := WriteReply{Status: WriteStatus(status)}
 	if reply.Micros, err = parts[1].AsInt64(); err != nil {
 		return reply, err
 	}
-	if reply.Status == WriteApplied {
-		likes, err := parts[6].ToString()
+	switch reply.Status {
+	case WriteApplied:
+		likes, err := parts[2].ToString()
 		reply.Likes = []LikeResult(likes)
 		return reply, err
+	case WriteLate:
+		return reply, nil
+	case WriteRefused:
 	}
 	err = errors.Join(
 		eachRow(parts[2], 4, func(n []int64, last string) {
@@ -225,7 +259,7 @@ func parseWriteReply(result rueidis.RedisResult, b *WriteBatch) (WriteReply, err
 			reply.Overflowing = append(reply.Overflowing, EntryRef{int(n[0]), entry})
 		}),
 	)
-	if err == nil && reply.Status == WriteRefused && !reply.refuses(b) {
+	if err == nil && !reply.refuses(b) {
 		err = errAnswer
 	}
 	return reply, err

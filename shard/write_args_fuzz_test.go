@@ -34,9 +34,14 @@ func FuzzWriteArgs(f *testing.F) {
 		if err != nil || len(packed) > 0 || sent[1] != "id" || !slices.Equal(r.numbers[:6], []int64{7, 1, 2, 3, 4, 5}) {
 			t.Fatalf("%v, the id %q, numbers %v, and %x", err, sent[1], r.numbers, packed)
 		}
-		r.numbers = r.numbers[6:]
+		plain := r.numbers[6] == 1
+		counts := r.numbers[7 : 7+2*len(shards)]
+		r.numbers = r.numbers[7+2*len(shards):]
+		if plain == slices.ContainsFunc(shards, hasMore) {
+			t.Errorf("plain is %v for %+v", plain, shards)
+		}
 		for i, want := range shards {
-			if got := r.shard(); !reflect.DeepEqual(got, normal(want)) {
+			if got := r.shard(counts[2*i], counts[2*i+1], plain); !reflect.DeepEqual(got, normal(want)) {
 				t.Errorf("shard %d was sent as\n%+v\nand read as\n%+v\nfrom %q", i, normal(want), got, sent)
 			}
 		}
@@ -131,10 +136,24 @@ func (r *argReader) parse(text string) int64 {
 	return n
 }
 
-func (r *argReader) shard() ShardWrite {
+// hasMore reports whether a part has anything but entries that are not big.
+func hasMore(s ShardWrite) bool {
+	for _, e := range s.Entries {
+		if math.Abs(float64(e.Delta)) >= carefulDelta {
+			return true
+		}
+	}
+	return len(s.Claims) > 0 || len(s.Likes) > 0 || slices.Max(append(s.Markers, 0)) > 0
+}
+
+func (r *argReader) shard(entries, ones int64, plain bool) ShardWrite {
 	r.t.Helper()
-	careful := r.number() == 1
-	entries, ones, markers, groups, keys, likes := r.number(), r.number(), r.number(), r.number(), r.number(), int(r.number())
+	var careful bool
+	var markers, groups, keys int64
+	var likes int
+	if !plain {
+		careful, markers, groups, keys, likes = r.number() == 1, r.number(), r.number(), r.number(), int(r.number())
+	}
 	s := normal(ShardWrite{Markers: make([]Marker, entries)})
 	big := false
 	for i := range entries {

@@ -141,7 +141,7 @@ var bugsOfWrites = []plantedBug{
 		what:  "The write script leaves no claims of ids. A retry at another server, after one that died before it answered, counts again.",
 		modes: []string{"sharded"},
 		replace: []plusonetest.Replacement{{
-			File: "shard/scripts/write.lua",
+			File: "shard/scripts/claims.lua",
 			Old:  "for g = 1, #claim_groups[s] do claim(s, claim_groups[s][g]) end",
 			New: `for g = 1, #claim_groups[s] do
         if string.sub(claim_groups[s][g].name, 1, 5) == 'once:' then claim(s, claim_groups[s][g]) end
@@ -196,14 +196,14 @@ var bugsOfTheFlush = []plantedBug{
 		replace: []plusonetest.Replacement{
 			{
 				File: "shard/scripts/begin.lua",
-				Old:  "redis.call('HSET', KEYS[1], 'fin', integer(math.max(fin, window)))\n",
+				Old:  "change_meta(KEYS[1], 'fin', integer(math.max(fin, window)))\n",
 			},
 			{File: "shard/scripts/move.lua", Old: "if meta[1] ~= ARGV[1] or not redis.call", New: "if not redis.call"},
 			{File: "shard/scripts/end.lua", Old: "redis.call('HGET', KEYS[1], 'fin') ~= ARGV[1] or ", New: ""},
 			{
 				File: "shard/scripts/end.lua",
 				Old:  "return redis.call('LREM'",
-				New:  "redis.call('HSET', KEYS[1], 'fin', ARGV[1])\nreturn redis.call('LREM'",
+				New:  "change_meta(KEYS[1], 'fin', ARGV[1])\nreturn redis.call('LREM'",
 			},
 		},
 	},

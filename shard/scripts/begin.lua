@@ -17,10 +17,10 @@ if stale then
   redis.call('UNLINK', prefix .. 'w:' .. ARGV[1])
   redis.call('HSET', prefix .. 'tokens', ARGV[1], ARGV[2])
   local sealed = tonumber(redis.call('HGET', KEYS[1], 'sealed') or 0)
-  redis.call('HSET', KEYS[1], 'sealed', integer(math.max(sealed, window)))
+  change_meta(KEYS[1], 'sealed', integer(math.max(sealed, window)))
 end
 if rolled_back then
-  redis.call('HSET', KEYS[1], 'gen', ARGV[4], 'lost', integer(milliseconds()), 'restore', '1')
+  change_meta(KEYS[1], 'gen', ARGV[4], 'lost', integer(milliseconds()), 'restore', '1')
 end
-redis.call('HSET', KEYS[1], 'fin', integer(math.max(fin, window)))
+change_meta(KEYS[1], 'fin', integer(math.max(fin, window)))
 return rolled_back and 1 or 0

@@ -1,4 +1,4 @@
--- The second part of write.lua: what batches with likes or big deltas need beside. Here are deltas that could leave int64.
+-- The third part of write.lua: what batches with likes or big deltas need beside. Here are deltas that could leave int64.
 local RESET = 'r'
 
 -- overflows reports whether base, pending deltas and the sum that is given together leave int64.

@@ -7,5 +7,5 @@ local prefix = prefix_of(KEYS[1])
 if redis.call('LREM', prefix .. 'windows', 0, ARGV[1]) == 0 then return 0 end
 redis.call('UNLINK', prefix .. 'w:' .. ARGV[1])
 local fin = math.max(tonumber(redis.call('HGET', KEYS[1], 'fin') or 0), tonumber(ARGV[1]))
-redis.call('HSET', KEYS[1], 'gen', ARGV[2], 'fin', integer(fin))
+change_meta(KEYS[1], 'gen', ARGV[2], 'fin', integer(fin))
 return 1

@@ -5,7 +5,7 @@
 --           noticed), restore, hot, likes, big (flags, see where they are set), marked (the newest window when a marker
 --           was last added, see homes.lua), open (the window that was added to
 --           the list last), held (how many were in the list then), timed, batch (the id: and batch: buckets that
---           were added to claims last)
+--           were added to claims last), ready (see is_ready)
 -- windows   list of window ids, ascending
 -- w:<id>    hash: key -> pending delta, "\1"key -> spread marker set in this window, "\2"key"\0"actor -> state that
 --           the actor's like was set to, "\3"key -> the part of the delta that is supposed to come from likes
@@ -50,6 +50,21 @@ local function current_window(prefix, open, sealed, fin, now, length)
   return math.max(now, last + 1, sealed + 1, fin + 1), true
 end
 
+-- is_ready: rule 1, for the field ready of meta. It is the current window, and there while a plain batch need not look at the
+-- rest of meta: there are no markers, nothing is big, few windows are held, and no rollback was noticed at or after the window's
+-- time, so that a batch that was not made before that was made after the rollback.
+local function is_ready(ready, made, now, length)
+  if not ready then return false end
+  ready = ready + 0
+  return now - ready < length and made >= ready
+end
+
+-- change_meta sets fields of meta on which it depends whether the shard is ready. The next batch looks.
+local function change_meta(meta_key, ...)
+  call('HSET', meta_key, ...)
+  call('HDEL', meta_key, 'ready')
+end
+
 -- make_table has a hash that holds something kept as a hash table, by a value that is too long for a listpack: in
 -- that, each command would search through all fields before its own.
 local function make_table(hash_key)
@@ -61,13 +76,13 @@ end
 -- as a listpack since.
 local function open_window(meta_key, prefix, window)
   local held = call('RPUSH', prefix .. 'windows', integer(window))
-  call('HSET', meta_key, 'open', integer(window), 'held', held)
+  change_meta(meta_key, 'open', integer(window), 'held', held)
   make_table(meta_key)
 end
 
 -- note_marked notes that markers were added.
 local function note_marked(meta_key, prefix)
-  call('HSET', meta_key, 'hot', '1', 'marked', call('LINDEX', prefix .. 'windows', -1) or '0')
+  change_meta(meta_key, 'hot', '1', 'marked', call('LINDEX', prefix .. 'windows', -1) or '0')
 end
 
 -- next_window is a window after the given one, which is left as it is.

@@ -17,7 +17,7 @@ for i = 2, #ARGV, 5 do
     local base = base_of(prefix, applied, key, ARGV[i + 1], ARGV[i + 2])
     redis.call('SET', base_key, base, 'PX', ARGV[i + 3])
     if not big and is_big(tonumber((split_base(base)))) then
-      redis.call('HSET', KEYS[1], 'big', '1')
+      change_meta(KEYS[1], 'big', '1')
       big = true
     end
   end

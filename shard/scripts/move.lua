@@ -26,7 +26,7 @@ local function add_to_base(base_key, base, delta, likes_delta)
   total = sum(total, delta)
   redis.call('SET', base_key, join_base(total, sum(from_likes, likes_delta)), 'KEEPTTL')
   if not big and is_big(tonumber(total)) then
-    redis.call('HSET', KEYS[1], 'big', '1')
+    change_meta(KEYS[1], 'big', '1')
     big = true
   end
 end

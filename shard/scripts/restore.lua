@@ -6,6 +6,6 @@
 local prefix = prefix_of(KEYS[1])
 for i = 1, #ARGV, 2 do redis.call('HSETNX', prefix .. 'spread', ARGV[i], ARGV[i + 1]) end
 if #ARGV > 0 then note_marked(KEYS[1], prefix) end
-redis.call('HSET', KEYS[1], 'lost', integer(milliseconds()))
+change_meta(KEYS[1], 'lost', integer(milliseconds()))
 redis.call('HDEL', KEYS[1], 'restore')
 return 1

@@ -29,7 +29,7 @@ if rolled_back then
     first = first + 1
   end
   redis.call('LTRIM', prefix .. 'windows', first - 1, -1)
-  redis.call('HSET', KEYS[1], 'fin', integer(watermark), 'gen', fresh, 'lost', integer(now), 'restore', '1')
+  change_meta(KEYS[1], 'fin', integer(watermark), 'gen', fresh, 'lost', integer(now), 'restore', '1')
   redis.call('HSET', tokens_key, ARGV[1], token)
 end
 -- Nothing more may be written to a window that the ledger has.
@@ -47,7 +47,7 @@ for i = first, #windows do
     end
   end
 end
-if newest > sealed then redis.call('HSET', KEYS[1], 'sealed', integer(newest)) end
+if newest > sealed then change_meta(KEYS[1], 'sealed', integer(newest)) end
 for _, window in ipairs(redis.call('HKEYS', tokens_key)) do
   if tonumber(window) < math.min(watermark, fin) then redis.call('HDEL', tokens_key, window) end
 end

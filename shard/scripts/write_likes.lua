@@ -7,7 +7,7 @@ local DATED, SOURCE = 2, 4
 
 -- check_like_markers notes the likes of a shard whose keys have other markers than the sender knows.
 local function check_like_markers(s, extra)
-  local first, keys, marked = extra.first_key, extra.keys, shards[s][META][HOT]
+  local first, keys, marked = extra.first_key, extra.keys, shards[s][HOT]
   for i = first + keys, first + 2 * keys - 1 do marked = marked or ARGV[i] ~= '0' end
   if not marked then return end
   local found = {}
