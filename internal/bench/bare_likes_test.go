@@ -3,13 +3,14 @@ package bench_test
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"hash/maphash"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
-	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/jackc/pgx/v5"
 	"github.com/redis/rueidis"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -17,7 +18,8 @@ import (
 )
 
 // What bareService has of likes: of each whether its id and its pair are new, in Redis; the pair for the membership and for
-// the ledger; and a row in the ledger with the index entries that ListLikers and ListLiked need.
+// the ledger; and a row in the ledger with the index entries that ListLikers and ListLiked need. The membership in Redis grows
+// for ever, unless the ledger is asked too.
 
 const bareLikesScript = `
 if redis.call('HSETNX', KEYS[1], ARGV[1], '') == 0 then return 0 end
@@ -50,6 +52,11 @@ CREATE INDEX ON bare_likes (actor, at, key) WHERE liked`
 
 const bareInsert = `INSERT INTO bare_likes SELECT u.key, u.actor, true, now() FROM unnest($1::text[], $2::text[]) AS u (key, actor) ON CONFLICT DO NOTHING`
 
+// A look into the index for each, whatever the plan.
+const bareFind = `
+SELECT u.actor FROM unnest($2::text[]) AS u (actor)
+WHERE EXISTS (SELECT FROM bare_likes AS l WHERE l.key = $1 COLLATE "C" AND l.actor = u.actor COLLATE "C" OFFSET 0)`
+
 func (s *bareService) Like(_ context.Context, r *plusonev1.LikeRequest) (*plusonev1.LikeResponse, error) {
 	c := &bareCall{like: r, done: make(chan struct{})}
 	if err := s.wait(c); err != nil {
@@ -60,6 +67,38 @@ func (s *bareService) Like(_ context.Context, r *plusonev1.LikeRequest) (*pluson
 
 // runLikes sets likes of one key.
 func (s *bareService) runLikes(ctx context.Context, calls []*bareCall) {
+	var count int64
+	err := s.ask(ctx, calls)
+	if err == nil {
+		count, err = s.setLikes(ctx, calls)
+	}
+	for _, c := range calls {
+		c.count, c.err = count, err
+		close(c.done)
+	}
+}
+
+// ask fails if the ledger knows one of the likes.
+func (s *bareService) ask(ctx context.Context, calls []*bareCall) error {
+	if !s.asks {
+		return nil
+	}
+	actors := make([]string, len(calls))
+	for i, c := range calls {
+		actors[i] = c.like.GetActor()
+	}
+	rows, err := s.ledger.Query(ctx, bareFind, calls[0].like.GetKey(), actors)
+	if err != nil {
+		return err
+	}
+	known, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err == nil && len(known) > 0 {
+		err = errors.New("a pair is known")
+	}
+	return err
+}
+
+func (s *bareService) setLikes(ctx context.Context, calls []*bareCall) (int64, error) {
 	for _, c := range calls {
 		shard := &s.shards[maphash.String(s.seed, c.like.GetActor())%naiveShards]
 		shard.ids = append(shard.ids, c.like.GetRequestId())
@@ -77,25 +116,21 @@ func (s *bareService) runLikes(ctx context.Context, calls []*bareCall) {
 			keys = append(keys, name+strconv.Itoa(i))
 		}
 	}
-	count, err := s.likes.Exec(ctx, s.redis, keys, args).AsInt64()
-	for _, c := range calls {
-		c.count, c.err = count, err
-		close(c.done)
-	}
+	return s.likes.Exec(ctx, s.redis, keys, args).AsInt64()
 }
 
 // drain moves likes to the ledger, a shard at a time, as often as plusone does.
-func (s *bareService) drain(ledger *pgxpool.Pool) {
+func (s *bareService) drain() {
 	for range time.Tick(5 * time.Second) {
 		for i := range s.shards {
-			if err := s.drainShard(context.Background(), ledger, strconv.Itoa(i)); err != nil {
+			if err := s.drainShard(context.Background(), strconv.Itoa(i)); err != nil {
 				panic(err)
 			}
 		}
 	}
 }
 
-func (s *bareService) drainShard(ctx context.Context, ledger *pgxpool.Pool, shard string) error {
+func (s *bareService) drainShard(ctx context.Context, shard string) error {
 	sealed := "sealed:" + shard
 	err := s.redis.Do(ctx, s.redis.B().Rename().Key("likes:"+shard).Newkey(sealed).Build()).Error()
 	if _, missing := rueidis.IsRedisErr(err); missing {
@@ -120,7 +155,7 @@ func (s *bareService) drainShard(ctx context.Context, ledger *pgxpool.Pool, shar
 		for i, pair := range chunk {
 			keys[i], actors[i], _ = strings.Cut(pair, "\x00")
 		}
-		if _, err := ledger.Exec(ctx, bareInsert, keys, actors); err != nil {
+		if _, err := s.ledger.Exec(ctx, bareInsert, keys, actors); err != nil {
 			return err
 		}
 	}

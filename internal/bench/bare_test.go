@@ -25,6 +25,8 @@ type bareService struct {
 	seed          maphash.Seed
 	queue         *groupcommit.Queue[*bareCall]
 	shards        [naiveShards]bareShard
+	ledger        *pgxpool.Pool
+	asks          bool // the ledger, for what was liked before
 }
 
 // bareCall is a call that waits.
@@ -63,7 +65,7 @@ end
 return 1`
 
 // newBare takes the URLs of Redis and Postgres, with a space between.
-func newBare(stores string) (*bareService, error) {
+func newBare(stores string, asks bool) (*bareService, error) {
 	store, ledger, _ := strings.Cut(stores, " ")
 	client, err := rueidis.NewClient(rueidis.MustParseURL(store))
 	if err != nil {
@@ -75,7 +77,7 @@ func newBare(stores string) (*bareService, error) {
 		return nil, err
 	}
 	s := &bareService{
-		redis: client, script: rueidis.NewLuaScript(bareScript), likes: rueidis.NewLuaScript(bareLikesScript), seed: maphash.MakeSeed(),
+		asks: asks, redis: client, script: rueidis.NewLuaScript(bareScript), likes: rueidis.NewLuaScript(bareLikesScript), seed: maphash.MakeSeed(),
 	}
 	for i := range s.shards {
 		s.shards[i].sums = map[string]int64{}
@@ -83,14 +85,13 @@ func newBare(stores string) (*bareService, error) {
 	s.queue = groupcommit.New(groupcommit.Config[*bareCall]{
 		MaxQueue: 1 << 16, MaxBatch: 1 << 12, Gather: groupcommit.Gather{Enough: 128, Wait: 4 * time.Millisecond},
 	}, s.run)
-	pool, err := pgxpool.New(context.Background(), ledger)
-	if err != nil {
+	if s.ledger, err = pgxpool.New(context.Background(), ledger); err != nil {
 		return nil, err
 	}
-	if _, err := pool.Exec(context.Background(), bareTable); err != nil {
+	if _, err = s.ledger.Exec(context.Background(), bareTable); err != nil {
 		return nil, err
 	}
-	go s.drain(pool)
+	go s.drain()
 	return s, nil
 }
 

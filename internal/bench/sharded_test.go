@@ -22,8 +22,8 @@ const inFlight = 200
 
 // sharded is plusone in sharded mode, with its yardsticks on Redis servers of their own.
 type sharded struct {
-	plusone                       target
-	echo, held, bare, naive, once target
+	plusone                               target
+	echo, held, bare, asking, naive, once target
 }
 
 func startSharded(t *testing.T) sharded {
@@ -40,7 +40,8 @@ func startSharded(t *testing.T) sharded {
 	return sharded{
 		plusone: target{name: "plusone", addr: i.GRPCAddr, pid: i.Process.PID(), store: redis.PID()},
 		echo:    yardstick(t, echo, ""), held: yardstick(t, held, ""), bare: beside(bare, pgtest.NewDatabase(t)),
-		naive: beside(naive, ""), once: beside(once, ""),
+		asking: beside(asking, pgtest.NewDatabase(t)),
+		naive:  beside(naive, ""), once: beside(once, ""),
 	}
 }
 
@@ -95,6 +96,11 @@ func TestWrites(t *testing.T) {
 	comparison{
 		work: "combining and nothing else, Like by distinct actors", against: "plusone's Increment with request_id", target: "(what likes can reach)", perStore: true,
 		subject: side{s.bare, like(), 1, inFlight}, yard: thousand,
+	}.measure(t)
+	comparison{
+		work: "combining and nothing else, Like by distinct actors, with a question to the ledger", against: "plusone's Increment with request_id",
+		target: "(what likes can reach whose memory in Redis is bounded)", perStore: true,
+		subject: side{s.asking, like(), 1, inFlight}, yard: thousand,
 	}.measure(t)
 	comparison{
 		work: "BatchIncrement with request_id, 1,000 entries", against: "echo, by entry", target: "≥ 2,000,000 entries/s",

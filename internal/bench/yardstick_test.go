@@ -30,6 +30,8 @@ const (
 	held = "held"
 	// bare combines as plusone does, and has nothing but that and a script that counts each request id once.
 	bare = "bare"
+	// asking is bare, and asks the ledger whether a like is new, so that Redis need not keep all likes.
+	asking = "asking"
 	// naive has one INCRBY on one of 8 keys for each increment, and 8 GETs for each read.
 	naive = "naive"
 	// once has one script for each increment, which takes the request id by SET NX and counts with INCRBY.
@@ -102,8 +104,8 @@ func newYardstick(kind, store string) (plusonev1.CounterServiceServer, error) {
 		h := &heldService{}
 		go h.release()
 		return h, nil
-	case bare:
-		return newBare(store)
+	case bare, asking:
+		return newBare(store, kind == asking)
 	case naive, once:
 		client, err := rueidis.NewClient(rueidis.MustParseURL(store))
 		if err != nil {
