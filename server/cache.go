@@ -194,6 +194,14 @@ func (c *countCache) put(e *entry) {
 	p.put(e)
 }
 
+// keep keeps a count that others than the cache have read, after the moment sent. Many callers may have the same one.
+func (c *countCache) keep(count *counter.Count, sent time.Time) {
+	began := sent.Sub(c.start)
+	if e := c.lastKnown(count.Key); e == nil || e.began != began || !e.asOf.Equal(count.AsOf) {
+		c.put(newEntry(count.Key, *count, began, c.now()))
+	}
+}
+
 // close ends all loads and waits for them until ctx ends.
 func (c *countCache) close(ctx context.Context) error {
 	c.mu.Lock()

@@ -41,7 +41,8 @@ type likeAnswer struct {
 	provisional bool
 }
 
-// setLike sets a like and then reads the count. The like is acknowledged whatever becomes of that read.
+// setLike sets a like, and reads the count unless the store did so along with it. The like is acknowledged whatever becomes
+// of that read.
 func (s *counterService) setLike(ctx context.Context, req likeRequest, action counter.LikeAction, by string) (likeAnswer, error) {
 	var v violations
 	change := checkLike(req, action, &v)
@@ -51,6 +52,7 @@ func (s *counterService) setLike(ctx context.Context, req likeRequest, action co
 	if err := s.gate.change(ctx, &change, by); err != nil {
 		return likeAnswer{}, err
 	}
+	change.WantCount = true
 	// The change and the read share the time, so that after both there is as much left to answer in.
 	within, until := answerWithin(ctx, s.deadlines, s.config.RequestTimeout)
 	defer within.Release()
@@ -63,13 +65,16 @@ func (s *counterService) setLike(ctx context.Context, req likeRequest, action co
 	}
 	s.metrics.changes.acknowledged(receipt.Outcome)
 	a := likeAnswer{changed: receipt.Changed, provisional: receipt.Provisional}
-	asOf := receipt.AsOf
-	if e := s.countAfter(ctx, until, change.Entries[0].Key); e != nil {
-		a.count = &e.count.Count
-		// A caller who passes the later moment on as min_as_of never reads an older count than this one.
-		if e.asOf.After(asOf) {
-			asOf = e.asOf
-		}
+	asOf, countedAt := receipt.AsOf, time.Time{}
+	if c := receipt.Count; c != nil {
+		s.cache.keep(c, receipt.Batch.Sent)
+		a.count, countedAt = &c.Value, c.AsOf
+	} else if e := s.countAfter(ctx, until, change.Entries[0].Key); e != nil {
+		a.count, countedAt = &e.count.Count, e.asOf
+	}
+	// A caller who passes the later moment on as min_as_of never reads an older count than this one.
+	if countedAt.After(asOf) {
+		asOf = countedAt
 	}
 	a.asOf = timestamppb.New(asOf)
 	return a, nil

@@ -12,6 +12,7 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	plusonev1 "github.com/plusone-dev/plusone/api/plusone/v1"
 	"github.com/plusone-dev/plusone/internal/counter"
@@ -191,6 +192,57 @@ func TestLikeCountIsFreshAndCached(t *testing.T) {
 			t.Errorf("unlike: %v, %v", resp, err)
 		}
 		wantCount(t, get(t, s, &plusonev1.GetRequest{Key: "k"}), 2, false)
+	})
+}
+
+// A count that the store has read along with a like is answered and cached, and no other one is read. All likes of a batch have
+// the same one, which never takes the place of a newer one.
+func TestLikeCountAlong(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		store, start := likeStore(nil), time.Now()
+		var count *counter.Count
+		var sent time.Time
+		store.apply = func(_ context.Context, c counter.Change) (counter.Receipt, error) {
+			if !c.WantCount {
+				t.Error("the count is not asked for")
+			}
+			return counter.Receipt{Outcome: counter.Applied, AsOf: storeTime, Count: count, Batch: counter.Batch{Sent: sent}}, nil
+		}
+		s := newService(t, store, Config{})
+		answers := func(value int64, later, want time.Duration) {
+			t.Helper()
+			<-time.After(time.Millisecond)
+			count, sent = &counter.Count{Key: "k", Value: value, Likes: 3, AsOf: storeTime.Add(later)}, time.Now()
+			for range 3 {
+				resp := like(t, s, &plusonev1.LikeRequest{Key: "k", Actor: "a"})
+				if resp.Count == nil || *resp.Count != value || !resp.AsOf.AsTime().Equal(storeTime.Add(want)) {
+					t.Errorf("got %v", resp)
+				}
+			}
+		}
+		cached := func(value int64, minAsOf time.Duration) *entry {
+			t.Helper()
+			c := get(t, s, &plusonev1.GetRequest{Key: "k", MinAsOf: timestamppb.New(storeTime.Add(minAsOf))})
+			wantCount(t, c, value, false)
+			return s.cache.lastKnown("k")
+		}
+		answers(7, time.Second, time.Second)
+		first := cached(7, time.Second)
+		if first.count.Likes != 3 || first.began != sent.Sub(s.cache.start) || time.Since(start) < first.ended {
+			t.Errorf("cached %+v, sent %v after the start", first, sent.Sub(start))
+		}
+		answers(8, 2*time.Second, 2*time.Second)
+		cached(8, 2*time.Second)
+		// An answer that comes late.
+		sent = sent.Add(-time.Millisecond)
+		s.cache.keep(&counter.Count{Key: "k", Value: 7, AsOf: storeTime.Add(time.Second)}, sent)
+		cached(8, 2*time.Second)
+		// The count is from the microsecond of the like, whose moment is rounded up.
+		answers(9, -time.Microsecond, 0)
+		if n := len(store.readCalls()); n != 0 {
+			t.Errorf("%d reads", n)
+		}
 	})
 }
 

@@ -71,7 +71,7 @@ func someBatch() *batch {
 func checkWriteAnswer(t *testing.T, redis *Redis, v respValue) {
 	t.Helper()
 	b := someBatch()
-	reply, err := redis.Write(t.Context(), b.seal(1))
+	reply, err := redis.Write(t.Context(), b.seal(1, nil))
 	if err != nil {
 		return
 	}

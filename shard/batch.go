@@ -179,11 +179,11 @@ func (s *shardBatch) claim(p *part, c *claim) (group, field int) {
 	return g, len(o.Fields) - 1
 }
 
-// seal gives the batch an id and the time it was made, and returns it as it is sent.
-func (b *batch) seal(made int64) *WriteBatch {
+// seal gives the batch an id and the time it was made, and returns it as it is sent, with counts to read.
+func (b *batch) seal(made int64, counts []KeyGroup) *WriteBatch {
 	var id [16]byte
 	rand.Read(id[:])
-	b.write = WriteBatch{ID: string(id[:]), Made: made, Shards: b.write.Shards[:0]}
+	b.write = WriteBatch{ID: string(id[:]), Made: made, Shards: b.write.Shards[:0], Counts: counts}
 	for _, n := range b.used {
 		s := b.shards[n]
 		s.onesFirst()

@@ -67,14 +67,7 @@ func (s *Store) Counts(ctx context.Context, keys []string) []counter.Reading {
 	call := s.counts.get(len(keys), len(s.readers))
 	reads := call.reads
 	for i, key := range keys {
-		r := &reads[i]
-		r.key, r.home = key, Home(key, s.cfg.Shards)
-		if s.markers.get(key) != 0 {
-			r.spreadOver(s.cfg.Shards, -1)
-		} else {
-			r.atHome[0].shard = r.home
-			r.left = r.atHome[:]
-		}
+		s.beginRead(&reads[i], key)
 	}
 	var gone bool
 	for round := 0; ; round++ {
@@ -94,15 +87,27 @@ func (s *Store) Counts(ctx context.Context, keys []string) []counter.Reading {
 	}
 	answers := make([]counter.Reading, len(keys))
 	for i := range reads {
-		r := &reads[i]
-		answers[i] = counter.Reading{
-			Count: counter.Count{Key: r.key, Value: r.sum.int64(), Likes: r.likes.int64(), AsOf: time.UnixMicro(r.micros)}, Err: r.err,
-		}
+		answers[i] = counter.Reading{Count: reads[i].count(), Err: reads[i].err}
 	}
 	if !gone {
 		s.counts.put(call)
 	}
 	return answers
+}
+
+// beginRead sets what is to be read of a key.
+func (s *Store) beginRead(r *keyRead, key string) {
+	r.key, r.home = key, Home(key, s.cfg.Shards)
+	if s.markers.get(key) != 0 {
+		r.spreadOver(s.cfg.Shards, -1)
+		return
+	}
+	r.atHome[0].shard = r.home
+	r.left = r.atHome[:]
+}
+
+func (r *keyRead) count() counter.Count {
+	return counter.Count{Key: r.key, Value: r.sum.int64(), Likes: r.likes.int64(), AsOf: time.UnixMicro(r.micros)}
 }
 
 // spreadOver adds all shards but one to those still to be read.
@@ -144,6 +149,19 @@ func (s *Store) readRound(ctx context.Context, c *countsCall) bool {
 
 // ask sends the queries of a round, one to each lane that is concerned.
 func (s *Store) ask(c *countsCall) {
+	s.fillQueries(c)
+	for lane, q := range c.queries {
+		if q == nil || len(q.lookups) == 0 {
+			continue
+		}
+		if err := s.readers[lane].queue.Add(q); err != nil {
+			q.finish(queueError(err))
+		}
+	}
+}
+
+// fillQueries puts what is left to read into the queries of the lanes.
+func (s *Store) fillQueries(c *countsCall) {
 	for i := range c.reads {
 		for k := range c.reads[i].left {
 			l := &c.reads[i].left[k]
@@ -154,14 +172,6 @@ func (s *Store) ask(c *countsCall) {
 			}
 			l.position = len(q.lookups)
 			q.lookups = append(q.lookups, lookup{key: c.reads[i].key, shard: l.shard})
-		}
-	}
-	for lane, q := range c.queries {
-		if q == nil || len(q.lookups) == 0 {
-			continue
-		}
-		if err := s.readers[lane].queue.Add(q); err != nil {
-			q.finish(queueError(err))
 		}
 	}
 }

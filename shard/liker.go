@@ -34,7 +34,7 @@ func (s *Store) applyLike(ctx context.Context, c *counter.Change) (counter.Recei
 			return counter.Receipt{
 				Outcome: p.outcome, AsOf: time.UnixMicro(j.micros + 1), Changed: p.changed,
 				Provisional: p.outcome == counter.Applied && p.provisional(),
-				Batch:       j.batch,
+				Count:       j.count, Batch: j.batch,
 			}, nil
 		case j.reroute:
 			at = -1

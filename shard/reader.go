@@ -68,7 +68,11 @@ type reader struct {
 	clock   *clock
 	metrics *Metrics
 	queue   *groupcommit.Queue[*query]
+	merger  merger
+}
 
+// merger puts reads together.
+type merger struct {
 	// Of the read that is being put together, by shard: the number of its group, counted from 1, and the places of
 	// its keys. The maps are empty in between, and nil for shards that were never asked or of which a read had many keys.
 	groupOf []int
@@ -77,11 +81,12 @@ type reader struct {
 	groups []KeyGroup
 }
 
+func newMerger(shards int) merger {
+	return merger{groupOf: make([]int, shards), places: make([]map[string]int, shards)}
+}
+
 func newReader(s *Store) *reader {
-	r := &reader{
-		scripts: s.scripts, clock: s.clock, metrics: s.metrics,
-		groupOf: make([]int, s.cfg.Shards), places: make([]map[string]int, s.cfg.Shards),
-	}
+	r := &reader{scripts: s.scripts, clock: s.clock, metrics: s.metrics, merger: newMerger(s.cfg.Shards)}
 	r.queue = groupcommit.New(groupcommit.Config[*query]{
 		MaxQueue: maxQueueKeys, MaxBatch: maxKeysPerRead, Weigh: (*query).weight,
 	}, r.run)
@@ -89,35 +94,40 @@ func newReader(s *Store) *reader {
 }
 
 func (r *reader) run(ctx context.Context, queries []*query) {
-	replies, err := r.read(ctx, r.merge(queries))
+	replies, err := r.read(ctx, r.merger.merge(queries))
 	for _, q := range queries {
 		if err == nil {
-			for i := range q.lookups {
-				l := &q.lookups[i]
-				reply := &replies[l.group]
-				l.KeyValue, l.micros = reply.Values[l.index], reply.Micros
-			}
+			q.takeOver(replies)
 		}
 		q.finish(err)
 	}
-	r.forget()
+	r.merger.forget()
+}
+
+// takeOver sets the answers of all lookups.
+func (q *query) takeOver(replies []ReadReply) {
+	for i := range q.lookups {
+		l := &q.lookups[i]
+		reply := &replies[l.group]
+		l.KeyValue, l.micros = reply.Values[l.index], reply.Micros
+	}
 }
 
 // merge joins the lookups of all queries, each shard and key once, and tells each where it is.
-func (r *reader) merge(queries []*query) []KeyGroup {
-	groups := r.groups[:0]
+func (m *merger) merge(queries []*query) []KeyGroup {
+	groups := m.groups[:0]
 	for _, q := range queries {
 		for i := range q.lookups {
 			l := &q.lookups[i]
-			if r.groupOf[l.shard] == 0 {
+			if m.groupOf[l.shard] == 0 {
 				groups = appendGroup(groups, l.shard)
-				r.groupOf[l.shard] = len(groups)
-				if r.places[l.shard] == nil {
-					r.places[l.shard] = make(map[string]int)
+				m.groupOf[l.shard] = len(groups)
+				if m.places[l.shard] == nil {
+					m.places[l.shard] = make(map[string]int)
 				}
 			}
-			l.group = r.groupOf[l.shard] - 1
-			g, places := &groups[l.group], r.places[l.shard]
+			l.group = m.groupOf[l.shard] - 1
+			g, places := &groups[l.group], m.places[l.shard]
 			at, ok := places[l.key]
 			if !ok {
 				at = len(g.Keys)
@@ -128,14 +138,14 @@ func (r *reader) merge(queries []*query) []KeyGroup {
 		}
 	}
 	for i := range groups {
-		r.groupOf[groups[i].Shard] = 0
+		m.groupOf[groups[i].Shard] = 0
 		if len(groups[i].Keys) > maxKeptPlaces {
-			r.places[groups[i].Shard] = nil
+			m.places[groups[i].Shard] = nil
 		} else {
-			clear(r.places[groups[i].Shard])
+			clear(m.places[groups[i].Shard])
 		}
 	}
-	r.groups = groups
+	m.groups = groups
 	return groups
 }
 
@@ -151,9 +161,9 @@ func appendGroup(groups []KeyGroup, shard int) []KeyGroup {
 }
 
 // forget lets go of the keys of a read that is over, and of the memory for many.
-func (r *reader) forget() {
-	for i := range r.groups {
-		if g := &r.groups[i]; len(g.Keys) > maxKeptPlaces {
+func (m *merger) forget() {
+	for i := range m.groups {
+		if g := &m.groups[i]; len(g.Keys) > maxKeptPlaces {
 			g.Keys = nil
 		} else {
 			clear(g.Keys)

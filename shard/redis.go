@@ -112,10 +112,33 @@ func (r *Redis) Write(ctx context.Context, b *WriteBatch) (WriteReply, error) {
 		keys[i] = r.meta[b.Shards[i].Shard]
 	}
 	args := writeArgs(b, r.settings)
-	if r.cfg.WaitReplicas > 0 {
+	switch {
+	case r.cfg.WaitReplicas > 0:
 		return r.writeAndWait(ctx, keys, args, b)
+	case len(b.Counts) > 0 && !r.Cluster():
+		return r.writeAndRead(ctx, keys, args, b)
 	}
 	return parseWriteReply(r.write.exec(ctx, r.client, keys, args), b)
+}
+
+// writeAndRead sends the read of counts right behind the write, on the same connection, so Redis runs it later. What
+// becomes of it is no matter of the write, unless the connection fails, and with it the write's answer.
+func (r *Redis) writeAndRead(ctx context.Context, keys, args []string, b *WriteBatch) (WriteReply, error) {
+	readKeys, readArgs, err := r.keyArgs(b.Counts)
+	if err != nil {
+		return WriteReply{}, err
+	}
+	results := r.client.DoMulti(ctx, r.write.byHash(r.client, keys, args), r.read.byHash(r.client, readKeys, readArgs))
+	if isUnknown(results[0]) {
+		return parseWriteReply(r.client.Do(ctx, r.write.byText(r.client, keys, args)), b) // the read came before it
+	}
+	reply, err := parseWriteReply(results[0], b)
+	if err == nil && reply.Status == WriteApplied {
+		if counts, readErr := parseReads(results[1], b.Counts); readErr == nil {
+			reply.Counts = counts
+		}
+	}
+	return reply, err
 }
 
 // writeAndWait returns when the replicas have what the script wrote, or found to be written. WAIT counts the
@@ -148,21 +171,7 @@ func (r *Redis) Read(ctx context.Context, groups []KeyGroup) ([]ReadReply, error
 	if err != nil {
 		return nil, err
 	}
-	shards, err := r.runAll(ctx, r.read, keys, args)
-	if err != nil {
-		return nil, err
-	}
-	replies := make([]ReadReply, len(groups))
-	values := make([]KeyValue, len(args)-len(groups))
-	var parser readParser
-	for i, g := range groups {
-		replies[i].Values = values[:len(g.Keys):len(g.Keys)]
-		values = values[len(g.Keys):]
-		if err = parser.parse(shards[i], &replies[i]); err != nil {
-			return nil, err
-		}
-	}
-	return replies, nil
+	return parseReads(r.read.exec(ctx, r.client, keys, args), groups)
 }
 
 // keyArgs are the meta keys of shards, and of each how many keys are asked for, and which.
@@ -184,11 +193,7 @@ func (r *Redis) keyArgs(groups []KeyGroup) (keys, args []string, err error) {
 
 // runAll runs a script that has an answer for each of its keys.
 func (r *Redis) runAll(ctx context.Context, s *script, keys, args []string) ([]rueidis.RedisMessage, error) {
-	answers, err := s.exec(ctx, r.client, keys, args).ToArray()
-	if err == nil && len(answers) != len(keys) {
-		err = fmt.Errorf("%d answers for %d shards: %w", len(answers), len(keys), errAnswer)
-	}
-	return answers, err
+	return answersOf(s.exec(ctx, r.client, keys, args), len(keys))
 }
 
 // Likes implements Scripts.

@@ -59,6 +59,14 @@ func TestWaitReplicas(t *testing.T) {
 	apply(change(), counter.Applied)
 	equal(t, "on the replica", pending(), "1")
 
+	// What is counted along with a like is not said before the replica has the like.
+	like := counter.Change{Entries: []counter.Entry{{Key: "k"}}, Actor: "al", Like: counter.SetLiked, WantCount: true}
+	value(t, store, "k")
+	r, err := store.Apply(t.Context(), like)
+	must(t, err)
+	equal(t, "a count without a wait", r.Count, nil)
+	equal(t, "on the replica", pending(), "2")
+
 	replica.Stop()
 	doubtful := change()
 	if _, err := store.Apply(t.Context(), doubtful); !errors.Is(err, counter.ErrInDoubt) {
@@ -73,5 +81,5 @@ func TestWaitReplicas(t *testing.T) {
 		return err == nil
 	})
 	apply(doubtful, counter.Duplicate)
-	equal(t, "on the replica", pending(), "2")
+	equal(t, "on the replica", pending(), "3")
 }

@@ -22,7 +22,7 @@ import (
 
 // TestRoutingLikesModel turns one key hot while actors like it and take that back on servers that know of it and on
 // servers that do not, answers are lost, windows are drained and membership is evicted. Whatever the servers know, each
-// call says rightly whether it changed anything, each retry is answered as the call that it repeats, even if the pair
+// call says rightly whether it changed anything, and what the count is then if it says that, each retry is answered as the call that it repeats, even if the pair
 // was changed since, and the key has the likes of those who like it (rules 9 and 10).
 func TestRoutingLikesModel(t *testing.T) {
 	t.Parallel()
@@ -221,6 +221,7 @@ func (w *likeRoutes) anyLike() counter.LikeAction {
 }
 
 func (w *likeRoutes) send(c counter.Change, server int) likeAnswer {
+	c.WantCount = true
 	r, err := w.servers[server].Apply(w.t.Context(), c)
 	return likeAnswer{change: c, Receipt: r, err: err}
 }
@@ -233,6 +234,9 @@ func (w *likeRoutes) answered(a likeAnswer) {
 		w.t.Errorf("%+v: %+v, %v; changes is %t", a.change, a.Receipt, a.err, changes)
 	}
 	w.liked[a.change.Actor] = wanted
+	if a.Count != nil && (a.Count.Value != w.likes() || a.Count.Likes != w.likes()) {
+		w.t.Errorf("%+v: the count is %+v with the answer, want %d", a.change, *a.Count, w.likes())
+	}
 }
 
 // retry sends an earlier call again, whose answer may have been lost, or uses its id for another one.

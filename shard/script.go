@@ -44,10 +44,23 @@ func loadScript(files ...string) (*script, error) {
 // exec runs the script by its hash, and by its text if Redis does not have it. It is not run inside MULTI,
 // which some managed Redis refuse. An answer that is lost is not asked for again.
 func (s *script) exec(ctx context.Context, c commander, keys, args []string) rueidis.RedisResult {
-	n := int64(len(keys))
-	result := c.Do(ctx, c.B().Evalsha().Sha1(s.sha).Numkeys(n).Key(keys...).Arg(args...).Build())
-	if reply, ok := rueidis.IsRedisErr(result.Error()); ok && reply.IsNoScript() {
-		return c.Do(ctx, c.B().Eval().Script(s.body).Numkeys(n).Key(keys...).Arg(args...).Build())
+	result := c.Do(ctx, s.byHash(c, keys, args))
+	if isUnknown(result) {
+		return c.Do(ctx, s.byText(c, keys, args))
 	}
 	return result
+}
+
+func (s *script) byHash(c commander, keys, args []string) rueidis.Completed {
+	return c.B().Evalsha().Sha1(s.sha).Numkeys(int64(len(keys))).Key(keys...).Arg(args...).Build()
+}
+
+func (s *script) byText(c commander, keys, args []string) rueidis.Completed {
+	return c.B().Eval().Script(s.body).Numkeys(int64(len(keys))).Key(keys...).Arg(args...).Build()
+}
+
+// isUnknown reports whether a script was not run, because Redis does not have it.
+func isUnknown(result rueidis.RedisResult) bool {
+	reply, ok := rueidis.IsRedisErr(result.Error())
+	return ok && reply.IsNoScript()
 }

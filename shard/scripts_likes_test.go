@@ -153,6 +153,37 @@ var likeCases = map[string]func(t *testing.T, f *fixture){
 		equal(t, "deltas of likes", got.LikeDeltas, map[string]int64{"a": 0})
 	},
 
+	"like/counts read behind": func(t *testing.T, f *fixture) {
+		groups := []shard.KeyGroup{{Shard: 0, Keys: []string{"a", "b"}}, {Shard: 1, Keys: []string{"a"}}}
+		values := func(a, b int64) []shard.ReadReply {
+			micros := f.now * 1000
+			return []shard.ReadReply{
+				{Micros: micros, Values: []shard.KeyValue{{Value: a, Likes: a, Cached: true}, {Value: b}}},
+				{Micros: micros, Values: []shard.KeyValue{{Value: 1, Likes: 1}}},
+			}
+		}
+		equal(t, "load", f.load(t, 0, 0, shard.Base{Key: "a", Total: 2, Likes: 2}), true)
+		f.sets(t, "1", liking(part(1), like("al", never)))
+		b := f.batch(liking(claiming(part(0, entry("b", 5)), opaque("id", "v")), like("bo", never), like("cy", since(1))))
+		b.Counts = groups
+		want := shard.WriteReply{Status: shard.WriteApplied, Likes: []shard.LikeResult("10"), Counts: values(3, 5)}
+		equal(t, "answer", f.write(t, b), want)
+		// A repetition changes nothing, and what is read is of its own moment.
+		f.advance(t, 1)
+		f.sets(t, "1", liking(part(0), like("di", never)))
+		want.Counts = values(4, 5)
+		equal(t, "answer to the repetition", f.write(t, b), want)
+		// Of a batch that is not applied there is nothing to tell.
+		refused := f.batch(liking(claiming(part(0), opaque("id", "v")), like("ed", never)))
+		late := f.batch(liking(part(0), like("ed", never)))
+		refused.Counts, late.Counts, late.Made = groups, groups, f.now-11_000
+		for name, b := range map[string]*shard.WriteBatch{"refused": refused, "late": late} {
+			if reply := f.write(t, b); reply.Status == shard.WriteApplied || reply.Counts != nil {
+				t.Errorf("%s: %+v", name, reply)
+			}
+		}
+	},
+
 	"like/one after the other": func(t *testing.T, f *fixture) {
 		f.sets(t, "1010110", liking(part(0), like("al", never), like("al", never), unlike("al", never),
 			unlike("al", never), like("al", never), like("bo", never), unlike("cy", never)))

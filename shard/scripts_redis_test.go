@@ -251,6 +251,27 @@ func TestFullRedis(t *testing.T) {
 	equal(t, "status", reply.Status, shard.WriteApplied)
 }
 
+// TestCountsWithoutScripts: where Redis does not have the scripts, a batch is applied, and counts are read behind the next one.
+func TestCountsWithoutScripts(t *testing.T) {
+	t.Parallel()
+	client := newClient(t, redistest.Start(t))
+	f := clockedFixture(t, client)
+	f.set(t, epochMS)
+	sends := func(when, actor string, counted bool) {
+		t.Helper()
+		b := f.batch(liking(part(0), like(actor, never)))
+		b.Counts = []shard.KeyGroup{{Shard: 0, Keys: []string{"a"}}}
+		reply := f.write(t, b)
+		equal(t, when, []shard.LikeResult{reply.Likes[0], shard.LikeResult(len(reply.Counts))},
+			[]shard.LikeResult{shard.LikeChanged, shard.LikeResult(map[bool]int{true: 1}[counted])})
+	}
+	sends("without scripts", "al", false)
+	sends("without the script of the read", "bo", false)
+	f.counts(t, 0, 2)
+	sends("with both", "cy", true)
+	f.counts(t, 0, 3)
+}
+
 // dump returns all data.
 func dump(t testing.TB, client rueidis.Client) map[string]string {
 	t.Helper()

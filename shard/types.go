@@ -16,6 +16,8 @@ type WriteBatch struct {
 	// claim was forgotten.
 	Made   int64
 	Shards []ShardWrite
+	// Counts are keys to read right after the batch is applied, if that costs no second wait: see WriteReply.
+	Counts []KeyGroup
 }
 
 // ShardWrite is the part of a batch that goes to one shard.
@@ -135,7 +137,7 @@ const (
 	WriteLate
 )
 
-// WriteReply is the answer to a batch. The lists but Likes are of a refused batch.
+// WriteReply is the answer to a batch. The lists but Likes and Counts are of a refused batch.
 type WriteReply struct {
 	Status WriteStatus
 	// Micros is when the script ran, in Unix microseconds.
@@ -143,6 +145,9 @@ type WriteReply struct {
 	// Likes are the results of all likes of an applied batch, shard by shard. A batch that was applied before gets
 	// the same ones.
 	Likes []LikeResult
+	// Counts is what Read would have answered for WriteBatch.Counts at a moment after the batch was applied. It is nil
+	// if that was not read: whatever became of it, the batch stands.
+	Counts []ReadReply
 	// Known are claims that were there already.
 	Known []KnownClaim
 	// Moved are entries and likes whose marker differs from the one that the sender knew.

@@ -2,6 +2,7 @@ package shard
 
 import (
 	"errors"
+	"fmt"
 	"slices"
 	"strconv"
 	"strings"
@@ -331,6 +332,37 @@ func eachRow(list rueidis.RedisMessage, columns int, f func(n []int64, last stri
 		f(n, v)
 	}
 	return nil
+}
+
+// answersOf are those of a script that has one for each shard.
+func answersOf(result rueidis.RedisResult, shards int) ([]rueidis.RedisMessage, error) {
+	answers, err := result.ToArray()
+	if err == nil && len(answers) != shards {
+		err = fmt.Errorf("%d answers for %d shards: %w", len(answers), shards, errAnswer)
+	}
+	return answers, err
+}
+
+// parseReads reads the answers of read.lua for all groups.
+func parseReads(result rueidis.RedisResult, groups []KeyGroup) ([]ReadReply, error) {
+	shards, err := answersOf(result, len(groups))
+	if err != nil {
+		return nil, err
+	}
+	keys := 0
+	for _, g := range groups {
+		keys += len(g.Keys)
+	}
+	replies, values := make([]ReadReply, len(groups)), make([]KeyValue, keys)
+	var parser readParser
+	for i, g := range groups {
+		replies[i].Values = values[:len(g.Keys):len(g.Keys)]
+		values = values[len(g.Keys):]
+		if err = parser.parse(shards[i], &replies[i]); err != nil {
+			return nil, err
+		}
+	}
+	return replies, nil
 }
 
 // readParser reads what read.lua answers. Its memory serves one shard after the other.

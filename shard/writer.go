@@ -50,6 +50,7 @@ type job struct {
 	reroute bool // nothing that is unsettled was applied, and its routing has changed
 	micros  int64
 	batch   counter.Batch
+	count   *counter.Count // of a like, if it was read along
 
 	single [1]part // room for parts
 }
@@ -118,12 +119,14 @@ type writer struct {
 	next  []*job
 	// tickets of the jobs.
 	tickets []counter.Ticket
+	liked   *likedCounts
 }
 
 func newWriter(s *Store) *writer {
 	w := &writer{
 		scripts: s.scripts, dedupe: s.cfg.Dedupe.Milliseconds(), clock: s.clock, markers: s.markers, metrics: s.metrics,
 		hot: newHotDetector(s.cfg.HotThreshold, s.cfg.HotThresholdOf), onHot: s.spreader.add, redeem: s.cfg.Redeem, batch: newBatch(s.cfg.Shards),
+		liked: newLikedCounts(s),
 	}
 	w.queue = groupcommit.New(groupcommit.Config[*job]{
 		MaxQueue: maxQueueEntries, MaxBatch: maxBatchEntries, Weigh: (*job).weight,
@@ -183,7 +186,7 @@ func (w *writer) send(ctx context.Context) []*job {
 	for late := 0; ; late++ {
 		var lost bool
 		var err error
-		reply, lost, err = w.attempt(ctx, w.batch.seal(w.clock.milliseconds()))
+		reply, lost, err = w.attempt(ctx, w.batch.seal(w.clock.milliseconds(), w.liked.ask(w.batch.jobs)))
 		if err == nil {
 			w.clock.sync(reply.Micros)
 			if reply.Status != WriteLate {
@@ -238,6 +241,7 @@ func (w *writer) attempt(ctx context.Context, b *WriteBatch) (reply WriteReply, 
 		if time.Since(start)+pause > budget {
 			return reply, lost, err
 		}
+		b.Counts = nil // what had no answer is sent again by itself
 		w.metrics.retries.Inc()
 		timer := time.NewTimer(pause)
 		select {
@@ -284,9 +288,10 @@ func (w *writer) applied(reply WriteReply) {
 		}
 		likes = likes[min(len(likes), len(s.likers)):]
 	}
+	w.liked.takeOver(reply.Counts)
 	sent := counter.Batch{Sent: w.sent, Changes: len(w.batch.jobs)}
 	for _, j := range w.batch.jobs {
-		j.micros, j.batch = reply.Micros, sent
+		j.micros, j.batch, j.count = reply.Micros, sent, w.liked.of(j)
 		var err error
 		for i := range j.parts {
 			p := &j.parts[i]

@@ -68,6 +68,8 @@ type Change struct {
 	// SetAt, of a like without a RequestID, is the moment to set it as of, in Unix microseconds, if it is not 0: nothing
 	// changes if the like was last set then or later. Otherwise a like is set as of now.
 	SetAt int64
+	// WantCount asks for the count after a like. A store that cannot read it along with the change leaves it out.
+	WantCount bool
 	// Ticket, if not nil, must be redeemed right before the change is made, and may refuse it. It is set only where the store
 	// redeems tickets, and on changes of a single entry that are no likes.
 	Ticket Ticket
@@ -108,6 +110,9 @@ type Receipt struct {
 	// Provisional says that the ledger could not be asked what the like was, and Changed supposes that it was the
 	// opposite, or what it was when its key became hot. What the change adds is set right when it reaches the ledger.
 	Provisional bool
+	// Count is what the key of a like was at a moment after the change, as read after Batch.Sent. It is nil unless it was
+	// wanted and read along with the change. Others may have it too: nobody changes it.
+	Count *Count
 	// Batch is what settled the change, for traces; it may be the zero Batch.
 	Batch Batch
 }

@@ -252,12 +252,16 @@ func testLikeHammer(t *testing.T, s *suite) {
 			if random.IntN(2) == 0 {
 				c, delta = unlike("post", "ann", id), -1
 			}
+			c.WantCount = true
 			r, err := stores[random.IntN(2)].Apply(t.Context(), c)
 			if err != nil {
 				return err
 			}
 			if r.Changed {
 				net.Add(delta)
+			}
+			if n := r.Count; n != nil && (n.Key != "post" || n.Value < 0 || n.Value > 1 || n.Likes != n.Value) {
+				return fmt.Errorf("the count of one actor's like is %+v with the answer", *n)
 			}
 			if id == "" || random.IntN(2) == 0 {
 				continue

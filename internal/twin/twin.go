@@ -237,6 +237,10 @@ func cloneAll(shards []*shardState) []*shardState {
 func (r *Redis) Read(_ context.Context, groups []shard.KeyGroup) ([]shard.ReadReply, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	return r.read(groups)
+}
+
+func (r *Redis) read(groups []shard.KeyGroup) ([]shard.ReadReply, error) {
 	micros := r.now()
 	replies := make([]shard.ReadReply, len(groups))
 	for i, g := range groups {

@@ -19,7 +19,11 @@ func (r *Redis) Write(_ context.Context, b *shard.WriteBatch) (shard.WriteReply,
 	if w.reply.Status == shard.WriteApplied && !w.repeated {
 		w.apply()
 	}
-	return w.reply, nil
+	var err error
+	if w.reply.Status == shard.WriteApplied && len(b.Counts) > 0 {
+		w.reply.Counts, err = r.read(b.Counts)
+	}
+	return w.reply, err
 }
 
 // write is one call of Write.
