@@ -20,10 +20,10 @@ var errAnswer = errors.New("script answered in an unknown form")
 // carefulDelta is the size from which on a delta is added with a check of its own, see lib.lua.
 const carefulDelta = 1 << 52
 
-// What write.lua calls RESET, LIKE_NUMBERS, DATED, SOURCE and CHANGED.
+// What write.lua calls RESET, RUN_NUMBERS, DATED, SOURCE and CHANGED.
 const (
 	resetDelta   = "r"
-	likeNumbers  = 4
+	runNumbers   = 5
 	likeDated    = 2
 	likeSource   = 4
 	likeAsChange = string(LikeChanged)
@@ -35,8 +35,8 @@ func writeArgs(b *WriteBatch, settings [5]int64) []string {
 	texts, numbers := 2, 7
 	for i := range b.Shards {
 		s := &b.Shards[i]
-		texts += 3*len(s.Entries) + 4*len(s.Likes)
-		numbers += 7 + len(s.Entries) + likeNumbers*len(s.Likes)
+		texts += 3*len(s.Entries) + 2*len(s.Likes)
+		numbers += 9 + len(s.Entries) + 2*len(s.Likes)
 		for j := range s.Claims {
 			texts += 1 + 2*len(s.Claims[j].Fields)
 			numbers += 6
@@ -66,11 +66,16 @@ type writeEncoder struct {
 	args    []string
 	numbers []int64
 	claims  []int // by group of a shard: position in args of the first claim
-	// Of the likes of a shard: the numbers of their keys, and the position of the first of each pair.
-	keys  map[markedKey]int64
-	pairs map[string]int64
-	first int // where their numbers begin
+	// Of the likes of a shard: the numbers of their keys and of the states that senders know, the position of the first of
+	// each pair, and of each like that of the first of its pair, 0 if there is one like of it.
+	keys   map[markedKey]int64
+	states map[string]int64
+	pairs  map[string]int64
+	firsts []int64
 }
+
+// likeRun is what likes that follow each other have in common, as write.lua describes it.
+type likeRun struct{ what, key, state, firstOfPair int64 }
 
 // markedKey is a key of likes whose senders know the same marker.
 type markedKey struct {
@@ -146,11 +151,10 @@ func (w *writeEncoder) group(g *ClaimGroup) {
 // likes adds a shard's likes and returns how many keys they have.
 func (w *writeEncoder) likes(likes []LikeWrite) int {
 	if w.keys == nil {
-		w.keys, w.pairs = map[markedKey]int64{}, make(map[string]int64, len(likes))
+		w.keys, w.states, w.pairs = map[markedKey]int64{}, map[string]int64{}, make(map[string]int64, len(likes))
 	}
 	clear(w.keys)
-	clear(w.pairs)
-	w.first = len(w.numbers)
+	clear(w.states)
 	var markers []string
 	for i := range likes {
 		key := markedKey{likes[i].Key, likes[i].Marker}
@@ -160,41 +164,76 @@ func (w *writeEncoder) likes(likes []LikeWrite) int {
 		}
 	}
 	w.args = append(w.args, markers...)
-	fields := len(w.args)
+	w.fields(likes)
+	first := len(w.numbers)
+	w.numbers = append(w.numbers, 0, 0)
+	var runs int64
+	var run likeRun
 	for i := range likes {
-		w.args = append(w.args, fieldOf(likes[i].Pair))
+		next := w.run(likes, i, run.state)
+		if last := len(w.numbers) - 1; i > 0 && run == next && next.firstOfPair == 0 && likes[i].At == 0 {
+			w.numbers[last]++
+			continue
+		}
+		run, runs = next, runs+1
+		w.numbers = append(w.numbers, run.what, run.key, run.state, run.firstOfPair, 1)
 	}
+	w.numbers[first], w.numbers[first+1] = runs, int64(len(w.states))
 	for i := range likes {
-		w.like(&likes[i], w.args[fields+i], int64(i)+1)
+		claim := int64(0)
+		if l := &likes[i]; l.Group >= 0 {
+			at := w.claims[l.Group] + 2*l.Field
+			w.args[at+1] += likeAsChange
+			claim = int64(at) + 1
+		}
+		w.numbers = append(w.numbers, claim)
 	}
 	return len(w.keys)
 }
 
-// like adds what else there is of a like, at a position from 1.
-func (w *writeEncoder) like(l *LikeWrite, field string, position int64) {
-	what := asNumber(l.Liked) + likeSource*int64(l.Known.Source)
+// fields adds the fields of likes, and notes which are of one pair.
+func (w *writeEncoder) fields(likes []LikeWrite) {
+	clear(w.pairs)
+	w.firsts = append(w.firsts[:0], make([]int64, len(likes))...)
+	for i := range likes {
+		field := fieldOf(likes[i].Pair)
+		w.args = append(w.args, field)
+		if first, again := w.pairs[field]; again {
+			w.firsts[first-1], w.firsts[i] = first, first
+		} else {
+			w.pairs[field] = int64(i) + 1
+		}
+	}
+}
+
+// run is that of the like at a position. It adds what the sender knows, unless that is there, as it is if the like before, of
+// which the state has the number last, is known to be the same.
+func (w *writeEncoder) run(likes []LikeWrite, i int, last int64) likeRun {
+	l := &likes[i]
+	r := likeRun{
+		what: asNumber(l.Liked) + likeSource*int64(l.Known.Source), key: w.keys[markedKey{l.Key, l.Marker}], firstOfPair: w.firsts[i],
+	}
+	if i > 0 && l.Known == likes[i-1].Known && l.At == 0 && likes[i-1].At == 0 {
+		r.state = last
+		return r
+	}
 	known := ""
 	if l.Known.Source == LikeLoaded {
 		known = formatLike(l.Known.PendingLike) + "@" + strconv.FormatInt(l.Known.Watermark, 10)
 	}
 	if l.At != 0 {
-		what += likeDated
+		r.what += likeDated
 		known += ">" + strconv.FormatInt(l.At, 10)
 	}
-	claim := 0
-	if l.Group >= 0 {
-		at := w.claims[l.Group] + 2*l.Field
-		w.args[at+1] += likeAsChange
-		claim = at + 1
+	if known == "" {
+		return r
 	}
-	firstOfPair, again := w.pairs[field]
-	if again {
-		w.numbers[w.first+likeNumbers*int(firstOfPair-1)+2] = firstOfPair
-	} else {
-		w.pairs[field] = position
+	if r.state = w.states[known]; r.state == 0 {
+		r.state = int64(len(w.states)) + 1
+		w.states[known] = r.state
+		w.args = append(w.args, known)
 	}
-	w.numbers = append(w.numbers, what, w.keys[markedKey{l.Key, l.Marker}], firstOfPair, int64(claim))
-	w.args = append(w.args, known)
+	return r
 }
 
 func asNumber(b bool) int64 {

@@ -183,14 +183,34 @@ func (r *argReader) shard(entries, ones int64, plain bool) ShardWrite {
 		s.Claims = append(s.Claims, group)
 	}
 	keyTexts, keyMarkers := r.texts(int(keys)), r.texts(int(keys))
-	fields, known := r.texts(likes), r.texts(likes)
+	if likes == 0 {
+		return s
+	}
+	type countedRun struct {
+		likeRun
+		likes int64
+	}
+	runs := make([]countedRun, r.number())
+	states := int(r.number())
+	fields, known := r.texts(likes), append([]string{""}, r.texts(states)...)
+	for i := range runs {
+		runs[i] = countedRun{likeRun{r.number(), r.number(), r.number(), r.number()}, r.number()}
+	}
+	run := countedRun{}
 	for i := range likes {
-		what, key, first, claim := r.number(), r.number(), int(r.number()), r.number()
-		l := LikeWrite{Liked: what%2 == 1, Marker: Marker(r.parse(keyMarkers[key-1])), Group: -1}
-		l.Known.Source = LikeSource(what / likeSource)
+		if run.likes == 0 {
+			run, runs = runs[0], runs[1:]
+		}
+		run.likes--
+		key, first, claim := run.key, int(run.firstOfPair), r.number()
+		l := LikeWrite{Liked: run.what%2 == 1, Marker: Marker(r.parse(keyMarkers[key-1])), Group: -1}
+		l.Known.Source = LikeSource(run.what / likeSource)
 		l.Key, l.Actor, _ = strings.Cut(fields[i][1:], "\x00")
 		if l.Key != keyTexts[key-1] {
 			r.t.Errorf("the key %q of %q", keyTexts[key-1], fields[i])
+		}
+		if first > 0 && run.likes > 0 {
+			r.t.Errorf("a run of likes of one pair, of %q", fields)
 		}
 		if again := slices.Index(fields, fields[i]); first == 0 && slices.Contains(fields[i+1:], fields[i]) ||
 			first == 0 && again < i || first > 0 && again != first-1 {
@@ -201,8 +221,11 @@ func (r *argReader) shard(entries, ones int64, plain bool) ShardWrite {
 			value := &s.Claims[l.Group].Values[l.Field]
 			*value = strings.TrimSuffix(*value, "1")
 		}
-		r.known(&l, known[i])
+		r.known(&l, known[run.state])
 		s.Likes = append(s.Likes, l)
+	}
+	if len(runs) > 0 || run.likes > 0 {
+		r.t.Errorf("%v and %v are left of the runs of %d likes", run, runs, likes)
 	}
 	return s
 }

@@ -1,6 +1,6 @@
 -- The second part of write.lua: the decision on any batch, and its claims.
 local TIMED, OPAQUE = 0, 1
-local LIKE_NUMBERS = 4
+local RUN_NUMBERS = 5
 local TIMED_BUCKET = 60000
 local opaque_bucket = dedupe + early
 
@@ -205,7 +205,7 @@ for s = 1, #KEYS do
       like_numbers = q, first_key = p, first_field = p + 2 * keys, first_record = 1, last_record = 0,
     }
     any_special = true
-    p, q = p + 2 * keys + 2 * likes, q + LIKE_NUMBERS * likes
+    if likes > 0 then p, q = p + 2 * keys + likes + numbers[q + 1], q + 2 + RUN_NUMBERS * numbers[q] + likes end
   end
 end
 

@@ -50,8 +50,11 @@ local function find_states(prefix, lost, hours, length, first, n)
   local stem = membership_stem(prefix, lost)
   local since = call('HGET', stem .. hours[1], SINCE)
   for h = 1, #hours do
-    left = left - look_up_states(stem .. hours[h], first, n, states, places)
-    if left == 0 then return states, places, since end
+    -- To ask whether there is a bucket takes less than to look into it.
+    if h == 1 or call('EXISTS', stem .. hours[h]) == 1 then
+      left = left - look_up_states(stem .. hours[h], first, n, states, places)
+      if left == 0 then return states, places, since end
+    end
   end
   if since and not hours[3] then
     local oldest = call('LINDEX', prefix .. 'windows', 0)

@@ -12,17 +12,19 @@
 --   careful (1: a delta is big, or a reset); how many markers, claim groups, keys of likes, and likes
 --   for each marker the position of its entry
 --   for each claim group: kind, oldest, newest, period, current, how many claims
---   for each like: what it is (LIKED, DATED, and SOURCE times the source of the state that the sender knows, summed);
---     which of the keys it has; if the shard has several likes of the pair, which is the first of them, else 0; where in
---     ARGV its claim is, 0 if it has none
+--   if there are likes, how many runs of likes that have all of the following in common, and how many states that senders know;
+--     for each run: what its likes are (LIKED, DATED, and SOURCE times the source of the state that the sender knows, summed);
+--     which of the keys they have; which of the states, 0 for none; if the shard has several likes of the pair, which is the
+--     first of them, else 0; how many likes the run has: one, if the pair has several or it is dated
+--     for each like where in ARGV its claim is, 0 if it has none
 -- ARGV[2]: the batch's id. From ARGV[3] on, for each shard:
 --   the key of each entry whose delta is 1; for each other one: key, delta (RESET: what brings the increments of the key on
 --   the shard to 0)
 --   the markers that the sender knows
 --   for each claim group: bucket, and for each claim field, value; of a like's claim, the value if the like is CHANGED
 --   the keys of likes; their markers that the sender knows, 0 if none
---   the likes' fields of a window; then for each like what the sender knows: from source LOADED the state, an @ and the
---     watermark; if it is dated, then a > and the moment
+--   the likes' fields of a window; then the states that senders know: from source LOADED the state, an @ and the watermark; if
+--     the like is dated, then a > and the moment
 -- Returns {APPLIED, time in microseconds, likes}, {REFUSED, time, known, moved, aged, overflowing} or {LATE, time}. Likes is a
 -- string with a byte for each like: what became of it. The lists are flat, positions in them count from 0, and a like's follow
 -- those of its shard's entries. All other positions count from 1.

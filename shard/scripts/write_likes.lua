@@ -9,12 +9,16 @@ local DATED, SOURCE = 2, 4
 local function check_like_markers(s, extra)
   local first, keys, marked = extra.first_key, extra.keys, shards[s][HOT]
   for i = first + keys, first + 2 * keys - 1 do marked = marked or ARGV[i] ~= '0' end
-  if not marked then return end
+  if not marked or extra.likes == 0 then return end
   local found = {}
   look_up_markers(extra.prefix, first, keys, 1, found)
-  for i = 0, extra.likes - 1 do
-    local k = numbers[extra.like_numbers + LIKE_NUMBERS * i + 1]
-    if found[k] ~= ARGV[first + keys + k - 1] then note_moved(s, extra.entries + i, found[k]) end
+  local position, q = extra.entries, extra.like_numbers + 2
+  for _ = 1, numbers[extra.like_numbers] do
+    local k, count = numbers[q + 1], numbers[q + 4]
+    if found[k] ~= ARGV[first + keys + k - 1] then
+      for i = position, position + count - 1 do note_moved(s, i, found[k]) end
+    end
+    position, q = position + count, q + RUN_NUMBERS
   end
 end
 
@@ -93,11 +97,11 @@ local function begin_likes(extra)
   extra.recorded, extra.gone, extra.sums, extra.first_record = {}, {}, {}, last_record + 1
 end
 
--- settle_claim notes with the claim of a like what became of it. It was sent as that of one that is changed.
+-- settle_claim notes with the claim of a like what became of it, if it is not CHANGED, as which it was sent.
 local function settle_claim(at, result)
   if result == UNCHANGED then
     ARGV[at + 1] = string.sub(ARGV[at + 1], 1, -2) .. UNCHANGED
-  elseif result ~= CHANGED then
+  else
     undone[at], any_undone = true, true
   end
 end
@@ -112,6 +116,16 @@ local function known_state(extra, wanted, source, known)
     return not wanted, 0, 0
   end
   return nil
+end
+
+-- new_state returns the state to which a run sets each of its likes that Redis does not know, or nil if they cannot be decided
+-- together.
+local function new_state(extra, what, known, first_of_pair)
+  if what % SOURCE >= DATED or first_of_pair > 0 or extra.careful then return nil end
+  local wanted = what % DATED == 1
+  local liked, set = known_state(extra, wanted, math.floor(what / SOURCE), known)
+  if liked == nil or liked == wanted or set >= time then return nil end
+  return wanted and now_liked or now_unliked
 end
 
 -- change_like decides a like that changes something, of the key with the number k.
@@ -130,42 +144,57 @@ local function change_like(extra, position, first_of_pair, k, wanted, set, momen
   return CHANGED
 end
 
+-- decide_like decides the like at a position.
+local function decide_like(extra, position, what, k, known, first_of_pair, repeats, repeated)
+  local states, wanted, moment = extra.states, what % DATED == 1, nil
+  if what % SOURCE >= DATED then known, moment = split_moment(known) end
+  local pair = first_of_pair > 0 and first_of_pair or position
+  local liked, set, since
+  if states[pair] then
+    liked, set, since = parse_state(states[pair])
+  else
+    liked, set, since = known_state(extra, wanted, math.floor(what / SOURCE), known)
+  end
+  if liked == nil then return UNKNOWN end
+  if moment and set >= moment then return UNCHANGED end
+  if liked ~= wanted then return change_like(extra, position, first_of_pair, k, wanted, set, moment) end
+  if not extra.recorded[first_of_pair] and not repeated[pair] then
+    repeated[pair] = true
+    repeats[#repeats + 1] =
+      {position = position, first_of_pair = first_of_pair, liked = wanted, set = set, since = since, moment = moment}
+  end
+  return UNCHANGED
+end
+
 local results, decided = {}, 0 -- of all likes
 
 -- decide_likes decides the likes of a shard one after the other.
 local function decide_likes(extra)
   begin_likes(extra)
-  local states, repeats, repeated = extra.states, {}, {}
-  local q, before_known = extra.like_numbers, extra.first_field + extra.likes - 1
-  for i = 1, extra.likes do
-    local what, k, first_of_pair, claim_at = numbers[q], numbers[q + 1], numbers[q + 2], numbers[q + 3]
-    q = q + LIKE_NUMBERS
-    local wanted, known, moment = what % DATED == 1, ARGV[before_known + i], nil
-    if what % SOURCE >= DATED then known, moment = split_moment(known) end
-    local pair = first_of_pair > 0 and first_of_pair or i
-    local liked, set, since
-    if states[pair] then
-      liked, set, since = parse_state(states[pair])
-    else
-      liked, set, since = known_state(extra, wanted, math.floor(what / SOURCE), known)
-    end
-    local result = UNKNOWN
-    if liked ~= nil and moment and set >= moment then
-      result = UNCHANGED
-    elseif liked == wanted then
-      result = UNCHANGED
-      if not extra.recorded[first_of_pair] and not repeated[pair] then
-        repeated[pair] = true
-        repeats[#repeats + 1] =
-          {position = i, first_of_pair = first_of_pair, liked = wanted, set = set, since = since, moment = moment}
+  local states, repeats, repeated, q = extra.states, {}, {}, extra.like_numbers
+  local runs, position = numbers[q], 0
+  local fields, known_states, claims = extra.first_field - 1, extra.first_field + extra.likes - 1, q + 1 + RUN_NUMBERS * runs
+  q = q + 2
+  for _ = 1, runs do
+    local what, k, known, first_of_pair = numbers[q], numbers[q + 1], ARGV[known_states + numbers[q + 2]], numbers[q + 3]
+    local last, state, changed = position + numbers[q + 4], new_state(extra, what, known, first_of_pair), 0
+    q = q + RUN_NUMBERS
+    for i = position + 1, last do
+      local result = CHANGED
+      if state and not states[i] then
+        records[last_record + 1], records[last_record + 2] = ARGV[fields + i], state
+        last_record, changed = last_record + 2, changed + 1
+      else
+        result = decide_like(extra, i, what, k, known, first_of_pair, repeats, repeated)
+        local claim_at = numbers[claims + i]
+        if result ~= CHANGED and claim_at > 0 then settle_claim(claim_at, result) end
       end
-    elseif liked ~= nil then
-      result = change_like(extra, i, first_of_pair, k, wanted, set, moment)
+      results[decided + i] = result
     end
-    decided = decided + 1
-    results[decided] = result
-    if claim_at > 0 then settle_claim(claim_at, result) end
+    if changed > 0 then extra.sums[k] = (extra.sums[k] or 0) + (what % DATED == 1 and changed or -changed) end
+    position = last
   end
+  decided = decided + position
   local shard = shards[extra.number]
   if extra.careful and not shard[UNOPENED] then
     for k, sum in pairs(extra.sums) do
