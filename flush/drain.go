@@ -95,7 +95,7 @@ func (d *drain) finish(ctx context.Context, window *scannedWindow, previous int6
 	for _, moves := range chunks(window.WindowPart, adjusted) {
 		s.do("move", func(ctx context.Context) error { return w.scripts.Move(ctx, n, window.ID, moves) })
 	}
-	s.do("end", func(ctx context.Context) error { return w.scripts.End(ctx, n, window.ID) })
+	s.do("end", func(ctx context.Context) error { return w.scripts.End(ctx, n, window.ID, len(window.Likes)) })
 	return s.err
 }
 
@@ -175,7 +175,7 @@ func (d *drain) scan(ctx context.Context, sealed shard.SealedWindow) (*scannedWi
 	return window, s.err
 }
 
-// chunks are the moves of a window: all its fields, and for each key whether the ledger applied something else
+// chunks are the moves of a window: all its fields but likes, and for each key whether the ledger applied something else
 // than the window holds of it.
 func chunks(w shard.WindowPart, adjusted map[string]struct{}) []shard.Moves {
 	var steps []shard.Moves
@@ -198,10 +198,6 @@ func chunks(w shard.WindowPart, adjusted map[string]struct{}) []shard.Moves {
 			s := last()
 			s.Deltas = append(s.Deltas, shard.MovedDelta{Key: key, Reload: true})
 		}
-	}
-	for pair := range w.Likes {
-		s := last()
-		s.Likes = append(s.Likes, pair)
 	}
 	for key := range w.Markers {
 		s := last()

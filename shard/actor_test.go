@@ -149,14 +149,11 @@ func (s *steppedScripts) Begin(ctx context.Context, n int, window shard.SealedWi
 	return step(s.a, func() (bool, error) { return s.Scripts.Begin(ctx, n, window, previous, gen) })
 }
 
-// Move moves one key a step, then all likes and then all markers.
+// Move moves one key a step, and then all markers.
 func (s *steppedScripts) Move(ctx context.Context, n int, window int64, moves shard.Moves) error {
 	var steps []shard.Moves
 	for i := range moves.Deltas {
 		steps = append(steps, shard.Moves{Deltas: moves.Deltas[i : i+1]})
-	}
-	if len(moves.Likes) > 0 {
-		steps = append(steps, shard.Moves{Likes: moves.Likes})
 	}
 	for _, m := range append(steps, shard.Moves{Markers: moves.Markers}) {
 		if err := stepError(s.a, func() error { return s.Scripts.Move(ctx, n, window, m) }); err != nil {
@@ -166,8 +163,8 @@ func (s *steppedScripts) Move(ctx context.Context, n int, window int64, moves sh
 	return nil
 }
 
-func (s *steppedScripts) End(ctx context.Context, n int, window int64) error {
-	return stepError(s.a, func() error { return s.Scripts.End(ctx, n, window) })
+func (s *steppedScripts) End(ctx context.Context, n int, window int64, likes int) error {
+	return stepError(s.a, func() error { return s.Scripts.End(ctx, n, window, likes) })
 }
 
 func (s *steppedScripts) Discard(ctx context.Context, n int, window int64, gen string) error {

@@ -111,7 +111,7 @@ func (f *auditFixture) finish(t *testing.T, window int64, reload bool) {
 	t.Helper()
 	f.begin(t, 0, window, 0, "g", false)
 	must(t, f.Move(t.Context(), 0, window, shard.Moves{Deltas: []shard.MovedDelta{{Key: "a", Delta: 5, Reload: reload}}}))
-	must(t, f.End(t.Context(), 0, window))
+	must(t, f.End(t.Context(), 0, window, 0))
 }
 
 func TestAuditBases(t *testing.T) {

@@ -343,8 +343,8 @@ func (r *Redis) Move(ctx context.Context, shard int, window int64, moves Moves) 
 }
 
 // End implements Scripts.
-func (r *Redis) End(ctx context.Context, shard int, window int64) error {
-	return r.run(ctx, r.end, shard, []string{strconv.FormatInt(window, 10)}).Error()
+func (r *Redis) End(ctx context.Context, shard int, window int64, likes int) error {
+	return r.run(ctx, r.end, shard, []string{strconv.FormatInt(window, 10), strconv.Itoa(likes)}).Error()
 }
 
 // Discard implements Scripts.

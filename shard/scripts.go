@@ -49,11 +49,10 @@ type Scripts interface {
 	// Begin starts to finish a window that the ledger applied on top of the watermark previous (rule
 	// 4). It reports whether it noticed a rollback.
 	Begin(ctx context.Context, shard int, window SealedWindow, previous int64, gen string) (rolledBack bool, err error)
-	// Move takes a chunk out of an applied window: deltas enter the bases, likes and markers are in the ledger
-	// (rule 4).
+	// Move takes a chunk out of an applied window: deltas enter the bases, markers are in the ledger (rule 4).
 	Move(ctx context.Context, shard int, window int64, moves Moves) error
-	// End deletes a window, all of whose changes were moved (rule 4).
-	End(ctx context.Context, shard int, window int64) error
+	// End deletes a window, all of whose changes but its likes were moved (rule 4). Likes is how many of those it holds.
+	End(ctx context.Context, shard int, window int64, likes int) error
 	// Discard deletes a window that is not above the watermark and that the caller did not apply
 	// (rule 5).
 	Discard(ctx context.Context, shard int, window int64, gen string) error

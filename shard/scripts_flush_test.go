@@ -30,7 +30,7 @@ func (f *fixture) finishedWindow(t testing.TB) (window int64) {
 
 func (f *fixture) end(t testing.TB, n int, window int64) {
 	t.Helper()
-	must(t, f.End(t.Context(), n, window))
+	must(t, f.End(t.Context(), n, window, 0))
 }
 
 func (f *fixture) discard(t testing.TB, n int, window int64, gen string) {

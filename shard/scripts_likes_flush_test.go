@@ -38,11 +38,10 @@ func movedDelta(delta, likes int64, reload bool) shard.Moves {
 	return shard.Moves{Deltas: []shard.MovedDelta{{Key: "a", Delta: delta, Likes: likes, Reload: reload}}}
 }
 
-func movedLikes(actors ...string) (moves shard.Moves) {
-	for _, actor := range actors {
-		moves.Likes = append(moves.Likes, pair(actor))
-	}
-	return moves
+// endsWith ends a window of shard 0 that holds so many likes.
+func (f *fixture) endsWith(t testing.TB, window int64, likes int) {
+	t.Helper()
+	must(t, f.End(t.Context(), 0, window, likes))
 }
 
 // Likes in bases, in windows and on their way from one to the other.
@@ -90,37 +89,37 @@ var likeFlushCases = map[string]func(t *testing.T, f *fixture){
 		window := f.sealedLikes(t)
 		f.begin(t, 0, window, 0, "unused", false)
 		f.holdsOf(t, 17, 6)
-		// All but one of what it holds: the window stays.
-		f.moves(t, window, movedLikes("al"))
-		f.end(t, 0, window)
-		f.records(t, window, map[string]shard.PendingLike{"bo": state(true, epochMicros, epochMicros)})
+		// Something else than likes is left, or other likes than the worker knows: the window stays.
+		f.endsWith(t, window, 2)
+		set := state(true, epochMicros, epochMicros)
+		f.records(t, window, map[string]shard.PendingLike{"al": set, "bo": set})
 		f.holdsOf(t, 17, 6)
 		f.moves(t, window, movedDelta(7, 2, false))
-		f.end(t, 0, window)
+		f.endsWith(t, window, 1)
+		f.endsWith(t, window, 3)
 		f.holdsOf(t, 17, 6)
 		got := f.scan(t, 0, window)
 		equal(t, "deltas", len(got.Deltas)+len(got.LikeDeltas), 0)
 		equal(t, "windows", f.windows(t, 0), []int64{window})
-		f.moves(t, window, movedLikes("bo"))
-		f.end(t, 0, window)
+		f.endsWith(t, window, 2)
 		equal(t, "windows", f.windows(t, 0), []int64{})
+		equal(t, "likes", len(f.scan(t, 0, window).Likes), 0)
 		f.holdsOf(t, 17, 6)
 		f.knows(t, 0, "bo", state(true, epochMicros, epochMicros))
 	},
 
 	"like/finish in another order": func(t *testing.T, f *fixture) {
 		window := f.sealedLikes(t)
-		f.moves(t, window, movedLikes("al")) // before begin
+		f.endsWith(t, window, 2) // before begin
 		f.begin(t, 0, window, 0, "unused", false)
 		f.moves(t, window+1, movedDelta(7, 2, false))
 		for range 2 {
 			f.moves(t, window, movedDelta(7, 2, false))
 		}
-		f.end(t, 0, window)
+		f.endsWith(t, window+1, 2)
 		equal(t, "likes", len(f.scan(t, 0, window).Likes), 2)
 		for range 2 {
-			f.moves(t, window, movedLikes("bo", "al", "cy"))
-			f.end(t, 0, window)
+			f.endsWith(t, window, 2)
 		}
 		f.moves(t, window, movedDelta(7, 2, false))
 		f.holdsOf(t, 17, 6)
@@ -179,8 +178,7 @@ var likeFlushCases = map[string]func(t *testing.T, f *fixture){
 		f.begin(t, 0, epochMS, 0, "unused", false)
 		f.end(t, 0, epochMS)
 		equal(t, "windows", f.windows(t, 0), []int64{epochMS})
-		f.moves(t, epochMS, movedLikes("al"))
-		f.end(t, 0, epochMS)
+		f.endsWith(t, epochMS, 1)
 		equal(t, "windows", f.windows(t, 0), []int64{})
 	},
 
@@ -288,8 +286,7 @@ var likeFlushCases = map[string]func(t *testing.T, f *fixture){
 			must(t, err)
 			f.remember(0, reply.Sealed[0])
 			f.begin(t, 0, window, last, "unused", false)
-			f.moveAll(t, window)
-			f.end(t, 0, window)
+			f.endsWith(t, window, f.moveAll(t, window))
 			last = window
 		}
 		equal(t, "windows", f.windows(t, 0), []int64{})

@@ -27,7 +27,7 @@ var readCases = map[string]func(t *testing.T, f *fixture){
 		f.homes(t, 0, keys, shard.HomeReply{Markers: []shard.Marker{marker, 0}})
 		f.move(t, 0, epochMS, entry("hot", 1))
 		must(t, f.Move(t.Context(), 0, epochMS, shard.Moves{Markers: keys[:1]}))
-		must(t, f.End(t.Context(), 0, epochMS))
+		must(t, f.End(t.Context(), 0, epochMS, 0))
 		f.homes(t, 0, keys, shard.HomeReply{Drained: true, Markers: []shard.Marker{marker, 0}})
 		// What comes later is no like of a pair that is elsewhere.
 		f.add(t, 0, entry("cold", 1))
@@ -210,10 +210,10 @@ var readCases = map[string]func(t *testing.T, f *fixture){
 		f.seal(t, 0, 0, "g", sealReply{Windows: 2, Sealed: []int64{epochMS}})
 		f.begin(t, 0, epochMS, 0, "g", false)
 		must(t, f.Move(t.Context(), 0, epochMS, shard.Moves{Markers: []string{"a"}}))
-		must(t, f.End(t.Context(), 0, epochMS))
+		must(t, f.End(t.Context(), 0, epochMS, 0))
 		f.seal(t, 0, epochMS, "g", sealReply{Windows: 2, Sealed: []int64{epochMS}})
 		must(t, f.Move(t.Context(), 0, epochMS, shard.Moves{Markers: []string{"a", "b"}}))
-		must(t, f.End(t.Context(), 0, epochMS))
+		must(t, f.End(t.Context(), 0, epochMS, 0))
 		f.seal(t, 0, epochMS, "g", sealReply{Windows: 1})
 		f.reads(t, 0, "b", shard.KeyValue{Marker: epochMS + windowMS - 1})
 	},

@@ -353,7 +353,7 @@ func (m *twins) drain(rt *rapid.T) {
 		do(m, rt, func(f *fixture) error { return f.Move(context.Background(), n, id, moves) })
 	}
 	if steps > 2 {
-		do(m, rt, func(f *fixture) error { return f.End(context.Background(), n, id) })
+		do(m, rt, func(f *fixture) error { return f.End(context.Background(), n, id, len(part.Likes)) })
 	}
 }
 
@@ -373,7 +373,6 @@ func (m *twins) move(rt *rapid.T) {
 			Key: key, Delta: anyDelta.Draw(rt, "delta"), Likes: anyDelta.Draw(rt, "likes"), Reload: rapid.Bool().Draw(rt, "reload"),
 		})
 	}
-	moves.Likes = rapid.SliceOfN(anyPair, 0, 3).Draw(rt, "likes")
 	moves.Markers = rapid.SliceOfN(anyKey, 0, 2).Draw(rt, "markers")
 	do(m, rt, func(f *fixture) error { return f.Move(context.Background(), n, id, moves) })
 }
@@ -387,16 +386,13 @@ func (m *twins) moves(rt *rapid.T, part shard.WindowPart) shard.Moves {
 			Key: key, Delta: part.Deltas[key], Likes: part.LikeDeltas[key], Reload: reload,
 		})
 	}
-	for pair := range part.Likes {
-		moves.Likes = append(moves.Likes, pair)
-	}
 	return moves
 }
 
 func (m *twins) end(rt *rapid.T) {
 	n := anyShard.Draw(rt, "shard")
-	id := m.window(rt, n)
-	do(m, rt, func(f *fixture) error { return f.End(context.Background(), n, id) })
+	id, likes := m.window(rt, n), rapid.IntRange(0, 2).Draw(rt, "likes")
+	do(m, rt, func(f *fixture) error { return f.End(context.Background(), n, id, likes) })
 }
 
 func (m *twins) discard(rt *rapid.T) {

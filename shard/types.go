@@ -278,10 +278,9 @@ type PendingLike struct {
 	Micros, Since int64
 }
 
-// Moves is what Move takes out of a window that the ledger applied.
+// Moves is what Move takes out of a window that the ledger applied. Likes stay in it until its end.
 type Moves struct {
 	Deltas  []MovedDelta // of distinct keys
-	Likes   []counter.Pair
 	Markers []string
 }
 

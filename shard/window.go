@@ -86,13 +86,10 @@ func parseLike(text string) (PendingLike, error) {
 
 // moveArgs are the arguments of move.lua.
 func moveArgs(window int64, m Moves) []string {
-	args := make([]string, 0, 3+4*len(m.Deltas)+len(m.Likes)+len(m.Markers))
-	args = append(args, strconv.FormatInt(window, 10), strconv.Itoa(len(m.Deltas)), strconv.Itoa(len(m.Likes)))
+	args := make([]string, 0, 2+4*len(m.Deltas)+len(m.Markers))
+	args = append(args, strconv.FormatInt(window, 10), strconv.Itoa(len(m.Deltas)))
 	for _, d := range m.Deltas {
 		args = append(args, d.Key, strconv.FormatInt(d.Delta, 10), strconv.FormatInt(d.Likes, 10), bit(d.Reload))
-	}
-	for _, p := range m.Likes {
-		args = append(args, fieldOf(p))
 	}
 	return append(args, m.Markers...)
 }

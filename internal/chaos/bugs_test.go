@@ -218,8 +218,8 @@ var bugsOfTheFlush = []plantedBug{
 			},
 			{
 				File: "shard/scripts/end.lua",
-				Old:  " or redis.call('EXISTS', prefix .. 'w:' .. ARGV[1]) == 1 then return 0 end",
-				New:  " then return 0 end\nredis.call('UNLINK', prefix .. 'w:' .. ARGV[1])",
+				Old:  " or redis.call('HLEN', window_key) ~= tonumber(ARGV[2]) then return 0 end",
+				New:  " then return 0 end",
 			},
 		},
 	},

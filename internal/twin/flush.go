@@ -121,9 +121,6 @@ func (r *Redis) Move(_ context.Context, n int, id int64, moves shard.Moves) erro
 			s.bases[name] = b
 		}
 	}
-	for _, pair := range moves.Likes {
-		delete(w.likes, pair)
-	}
 	for _, key := range moves.Markers {
 		delete(w.markers, key)
 	}
@@ -131,11 +128,11 @@ func (r *Redis) Move(_ context.Context, n int, id int64, moves shard.Moves) erro
 }
 
 // End implements shard.Scripts.
-func (r *Redis) End(_ context.Context, n int, id int64) error {
+func (r *Redis) End(_ context.Context, n int, id int64, likes int) error {
 	_, unlock := r.lock()
 	defer unlock()
 	s := r.shards[n]
-	if at := s.find(id); s.fin == id && at >= 0 && s.windows[at].isEmpty() {
+	if at := s.find(id); s.fin == id && at >= 0 && s.windows[at].size() == likes {
 		s.remove(id)
 	}
 	return nil

@@ -85,9 +85,7 @@ func (w *window) clone() *window {
 	}
 }
 
-func (w *window) isEmpty() bool {
-	return len(w.deltas)+len(w.likeSums)+len(w.likes)+len(w.markers) == 0
-}
+func (w *window) size() int { return len(w.deltas) + len(w.likeSums) + len(w.likes) + len(w.markers) }
 
 // baseName names a base of a generation; those of other generations are there and never read.
 type baseName struct{ gen, key string }

@@ -4,15 +4,13 @@
 -- and so whether it lacks what the ledger applied or what the window held, nobody knows.
 --
 -- KEYS: the meta key.
--- ARGV: window, number of deltas, number of likes, then for each delta key, delta, part of it from likes, reload;
---   the fields of the likes, and the keys of the markers.
+-- ARGV: window, number of deltas, then for each delta key, delta, part of it from likes, reload; and the keys of the markers.
 local prefix = prefix_of(KEYS[1])
 local meta = redis.call('HMGET', KEYS[1], 'fin', 'gen', 'big', 'likes')
 if meta[1] ~= ARGV[1] or not redis.call('LPOS', prefix .. 'windows', ARGV[1]) then return 0 end
 local window_key, base_prefix = prefix .. 'w:' .. ARGV[1], prefix .. 'base:' .. (meta[2] or '0') .. ':'
 local big, any_likes = meta[3], meta[4]
-local likes = 4 + 4 * tonumber(ARGV[2])
-local markers = likes + tonumber(ARGV[3])
+local markers = 3 + 4 * tonumber(ARGV[2])
 
 -- sum adds two decimals.
 local function sum(a, b)
@@ -54,9 +52,6 @@ local function move_deltas(first, last)
   end
 end
 
-for first = 4, likes - 1, 4 * CHUNK do move_deltas(first, math.min(likes - 1, first + 4 * CHUNK - 1)) end
-for from = likes, markers - 1, CHUNK do
-  redis.call('HDEL', window_key, unpack(ARGV, from, math.min(markers - 1, from + CHUNK - 1)))
-end
+for first = 3, markers - 1, 4 * CHUNK do move_deltas(first, math.min(markers - 1, first + 4 * CHUNK - 1)) end
 for i = markers, #ARGV do redis.call('HDEL', window_key, MARKER .. ARGV[i]) end
 return 1
