@@ -77,7 +77,9 @@ func (p *jobPool) put(j *job) {
 
 // newLikeJob makes a job that the state loader holds too, so it is none of a pool.
 func newLikeJob(c *counter.Change, p part) *job {
-	return &job{change: *c, parts: []part{p}, done: make(chan struct{}, 1), finished: make(chan struct{})}
+	j := &job{change: *c, done: make(chan struct{}, 1), finished: make(chan struct{})}
+	j.parts = append(j.single[:0], p)
+	return j
 }
 
 func (j *job) weight() int { return len(j.parts) + len(j.change.Entries) }
