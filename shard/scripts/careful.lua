@@ -36,11 +36,11 @@ end
 
 -- careful_window checks that no total of the shard's entries can overflow, and finds the window that can take them.
 local function careful_window(s, extra)
-  local prefix, shard, full = extra.prefix, shards[s], false
+  local prefix, shard, full = extra[SHARD], shards[s], false
   local windows, gen, deltas = call('LRANGE', prefix .. 'windows', 0, -1), call('HGET', KEYS[s], 'gen') or '0', {}
-  extra.windows, extra.gen, extra.deltas = windows, gen, deltas
+  extra[WINDOWS], extra[GEN], extra[DELTAS] = windows, gen, deltas
   local at = shard[FIRST]
-  for i = 1, extra.entries do
+  for i = 1, extra[ENTRIES] do
     local key, delta = ARGV[at], '1'
     if i > shard[ONES] then
       delta = ARGV[at + 1]
@@ -65,5 +65,5 @@ local function careful_window(s, extra)
 end
 
 for s, extra in pairs(special) do
-  if extra.careful then careful_window(s, extra) end
+  if extra[CAREFUL] then careful_window(s, extra) end
 end

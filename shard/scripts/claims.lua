@@ -13,7 +13,14 @@ local shards = {}
 -- The id: buckets that were added to the shards' claims last, and the batch: bucket to those of the first.
 local last_timed, last_batch = {}, nil
 local claim_groups = {} -- none if a shard has no claims
-local special = {} -- of a shard with likes or big deltas: see below
+-- Of shards with likes or big deltas, likewise: the number, what its keys begin with, when a rollback was noticed, what is
+-- finished, whether sums are checked; how many entries, likes, and keys of likes there are; where the numbers of the likes are,
+-- and in ARGV their keys and fields; from where to where their records are. Then what is noted of a shard with likes:
+-- its membership bucket, what the names of its buckets begin with, since when the bucket is, the fields that leave other buckets,
+-- and what the likes add to their keys; and of one whose sums are checked: windows, generation, deltas by key.
+local special = {}
+local NUMBER, SHARD, LOST, FIN, CAREFUL, ENTRIES, LIKES, LIKED_KEYS, RUNS, FIRST_KEY, FIRST_FIELD = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11
+local FIRST_RECORD, LAST_RECORD, BUCKET, BUCKET_STEM, BUCKET_SINCE, GONE, SUMS, WINDOWS, GEN, DELTAS = 12, 13, 14, 15, 16, 17, 18, 19, 20, 21
 local any_special = false
 
 -- look_up notes those of the fields at ARGV[first], ARGV[first + 2], … that the bucket holds. The list is used again and
@@ -126,7 +133,7 @@ local function apply(likes)
   for s = 1, #KEYS do
     local shard, extra = shards[s], special[s]
     local prefix, window, opens, last = shard[PREFIX], shard[WINDOW], shard[UNOPENED], shard[LAST]
-    local has_records = extra and extra.last_record >= extra.first_record
+    local has_records = extra and extra[LAST_RECORD] >= extra[FIRST_RECORD]
     local window_key = prefix .. 'w:' .. integer(window)
     local written = last >= shard[FIRST] or has_records
     if opens and written then open_window(KEYS[s], prefix, window) end
@@ -201,8 +208,7 @@ for s = 1, #KEYS do
   end
   if careful or likes > 0 then
     special[s] = {
-      number = s, prefix = prefix, lost = meta[2], fin = fin, careful = careful, entries = entries, likes = likes, keys = keys,
-      like_numbers = q, first_key = p, first_field = p + 2 * keys, first_record = 1, last_record = 0,
+      s, prefix, meta[2], fin, careful, entries, likes, keys, q, p, p + 2 * keys, 1, 0, false, false, false, false, false,
     }
     any_special = true
     if likes > 0 then p, q = p + 2 * keys + likes + numbers[q + 1], q + 2 + RUN_NUMBERS * numbers[q] + likes end
