@@ -1,11 +1,14 @@
 package shard
 
 import (
+	"fmt"
 	"math/big"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/tinylib/msgp/msgp"
 
 	"github.com/plusone-dev/plusone/internal/counter"
 )
@@ -22,8 +25,9 @@ func FuzzAnswers(f *testing.F) {
 		"[:1 :1 [:0 :9 :9 $v] [] [] [] $]",                     // refused, for a claim that is not there
 		"[:1 :1 [] [:-1 :0 :0] [] [] $]",                       // on a shard that is not there
 		"[:2 :1 [] [] [] [] $]", "[:256 :1 [] [] [] [] $]",
-		"[[:1 [$7:2 _] [] []]]", // read
-		"[[:1 [$9223372036854775807 $-1:-1] [$5 _] [[$1 _] [_ $2]] [$1 $1] [_ $-9]]]",
+		"$\x93\x01\x92\xa37:2\xc2\xc2", // read
+		"$\x93\x01\x92\xb39223372036854775807\xa5-1:-1\x93\x92\xa15\xc2\x94\xa11\xa11\xa11\xc2\x94\xc2\xa2-9\xc2\xa12",
+		"$\x93\x01\x92\xc2\xa17\x92\xc2\x92\xa11\xc2",
 		"[[[$117 $0] [$3 _]]]", "[[[$117:5 $] []]]", "[[[$?17 $] []]]", // likes
 		"[:17 :0 :1 :2 :0 [:15 :16] [$token $other]]", // sealed
 		"[:17 :0 :1 :2 :0 [:15 :16] [$token]]",
@@ -103,29 +107,36 @@ func checkReadAnswer(t *testing.T, redis *Redis, v respValue) {
 	if err != nil {
 		return
 	}
-	parts := v.list[0].list
-	for i, value := range replies[0].Values {
-		base := parts[1].list[i]
-		total, ofLikes, _ := strings.Cut(base.text, ":")
-		all, likes := bigInt(total), bigInt(ofLikes)
-		for _, window := range parts[3].list {
-			likes.Add(likes, bigInt(window.list[i].text))
-		}
-		for _, window := range parts[4:] {
-			all.Add(all, bigInt(window.list[i].text))
-		}
-		if value.Value != saturate(all) || value.Likes != saturate(likes) || value.Cached != (base.kind != '_') {
-			t.Errorf("%v was taken for %+v at position %d", v, value, i)
-		}
+	answer, left, err := msgp.ReadIntfBytes([]byte(v.text))
+	if err != nil || len(left) > 0 || len(replies) != 1 || len(replies[0].Values) != len(keys) {
+		t.Fatalf("%v was taken for %+v", v, replies)
 	}
-	if len(replies) != 1 || len(replies[0].Values) != len(keys) {
-		t.Errorf("%v was taken for %+v", v, replies)
+	parts := answer.([]any)
+	for i, value := range replies[0].Values {
+		base, cached := parts[1].([]any)[i].(string)
+		total, ofLikes, _ := strings.Cut(base, ":")
+		all, likes := bigInt(total), bigInt(ofLikes)
+		if shard, ok := parts[2].([]any); ok && len(shard) > 0 {
+			for _, window := range shard[1:] {
+				pending := window.([]any)
+				all.Add(all, bigInt(pending[i]))
+				if len(pending) > len(keys) {
+					likes.Add(likes, bigInt(pending[len(keys)+i]))
+				}
+			}
+			if markers, ok := shard[0].([]any); ok && value.Marker.String() != bigInt(markers[i]).String() {
+				t.Errorf("%v was taken for the markers %+v", answer, replies)
+			}
+		}
+		if value.Value != saturate(all) || value.Likes != saturate(likes) || value.Cached != cached {
+			t.Errorf("%v was taken for %+v at position %d", answer, value, i)
+		}
 	}
 }
 
 // bigInt is 0 for no number.
-func bigInt(text string) *big.Int {
-	n, ok := new(big.Int).SetString(text, 10)
+func bigInt(text any) *big.Int {
+	n, ok := new(big.Int).SetString(fmt.Sprint(text), 10)
 	if !ok {
 		return new(big.Int)
 	}

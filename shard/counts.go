@@ -171,7 +171,7 @@ func (s *Store) fillQueries(c *countsCall) {
 				c.queries[s.lane(l.shard)] = q
 			}
 			l.position = len(q.lookups)
-			q.lookups = append(q.lookups, lookup{key: c.reads[i].key, shard: l.shard})
+			q.lookups = append(q.lookups, lookup{key: c.reads[i].key, shard: l.shard, away: l.shard != c.reads[i].home})
 		}
 	}
 }

@@ -28,7 +28,7 @@ type readsBehind struct {
 func (r *readsBehind) Write(ctx context.Context, b *shard.WriteBatch) (shard.WriteReply, error) {
 	var asked []shard.KeyGroup
 	for _, g := range b.Counts {
-		asked = append(asked, shard.KeyGroup{Shard: g.Shard, Keys: slices.Clone(g.Keys)})
+		asked = append(asked, shard.KeyGroup{Shard: g.Shard, Keys: slices.Clone(g.Keys), Away: g.Away})
 	}
 	r.asked = append(r.asked, asked)
 	reply, err := r.Scripts.Write(ctx, b)
@@ -56,7 +56,10 @@ func TestCountOfALike(t *testing.T) {
 	const marker = shard.Marker(1_600_000_000_000)
 	home := shard.Home("k", 4)
 	atHome := []shard.KeyGroup{{Shard: home, Keys: []string{"k"}}}
-	everywhere := []shard.KeyGroup{{0, []string{"k"}}, {1, []string{"k"}}, {2, []string{"k"}}, {3, []string{"k"}}}
+	everywhere := make([]shard.KeyGroup, 4)
+	for n := range everywhere {
+		everywhere[n] = shard.KeyGroup{Shard: n, Keys: []string{"k"}, Away: n != home}
+	}
 	for name, tc := range map[string]struct {
 		cluster, unread, unwanted bool
 		spread                    func(t *testing.T, c *likeTrips, s *shard.Store)

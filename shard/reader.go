@@ -31,6 +31,7 @@ type query struct {
 type lookup struct {
 	key   string
 	shard int
+	away  bool // the shard is not the key's home
 	// group and index are where the key is in the read that all queries of a batch share.
 	group, index int
 
@@ -128,6 +129,7 @@ func (m *merger) merge(queries []*query) []KeyGroup {
 			}
 			l.group = m.groupOf[l.shard] - 1
 			g, places := &groups[l.group], m.places[l.shard]
+			g.Away = g.Away && l.away
 			at, ok := places[l.key]
 			if !ok {
 				at = len(g.Keys)
@@ -149,14 +151,15 @@ func (m *merger) merge(queries []*query) []KeyGroup {
 	return groups
 }
 
-// appendGroup adds a group without keys, which takes over the memory of the one that was there in an earlier read.
+// appendGroup adds a group without keys, and so without those whose home it is. It takes over the memory of the one that was
+// there in an earlier read.
 func appendGroup(groups []KeyGroup, shard int) []KeyGroup {
 	if len(groups) == cap(groups) {
-		return append(groups, KeyGroup{Shard: shard})
+		return append(groups, KeyGroup{Shard: shard, Away: true})
 	}
 	groups = groups[:len(groups)+1]
 	g := &groups[len(groups)-1]
-	g.Shard, g.Keys = shard, g.Keys[:0]
+	g.Shard, g.Keys, g.Away = shard, g.Keys[:0], true
 	return groups
 }
 

@@ -124,7 +124,7 @@ func (r *Redis) Write(ctx context.Context, b *WriteBatch) (WriteReply, error) {
 // writeAndRead sends the read of counts right behind the write, on the same connection, so Redis runs it later. What
 // becomes of it is no matter of the write, unless the connection fails, and with it the write's answer.
 func (r *Redis) writeAndRead(ctx context.Context, keys, args []string, b *WriteBatch) (WriteReply, error) {
-	readKeys, readArgs, err := r.keyArgs(b.Counts)
+	readKeys, readArgs, err := r.readArgs(b.Counts)
 	if err != nil {
 		return WriteReply{}, err
 	}
@@ -167,23 +167,46 @@ var errTooFewReplicas = errors.New("too few replicas confirmed the write")
 
 // Read implements Scripts.
 func (r *Redis) Read(ctx context.Context, groups []KeyGroup) ([]ReadReply, error) {
-	keys, args, err := r.keyArgs(groups)
+	keys, args, err := r.readArgs(groups)
 	if err != nil {
 		return nil, err
 	}
 	return parseReads(r.read.exec(ctx, r.client, keys, args), groups)
 }
 
-// keyArgs are the meta keys of shards, and of each how many keys are asked for, and which.
-func (r *Redis) keyArgs(groups []KeyGroup) (keys, args []string, err error) {
+// readArgs are the meta keys of shards, and the arguments of read.lua.
+func (r *Redis) readArgs(groups []KeyGroup) (keys, args []string, err error) {
+	n, err := r.countKeys(groups)
+	if err != nil {
+		return nil, nil, err
+	}
+	keys, args = make([]string, len(groups)), append(make([]string, 0, 1+n), readCounts(groups))
+	for i, g := range groups {
+		keys[i] = r.meta[g.Shard]
+		args = append(args, g.Keys...)
+	}
+	return keys, args, nil
+}
+
+// countKeys counts the keys that are asked for.
+func (r *Redis) countKeys(groups []KeyGroup) (int, error) {
 	n := 0
 	for _, g := range groups {
 		if len(g.Keys) > maxKeysPerRead {
-			return nil, nil, fmt.Errorf("read of %d keys of a shard, at most %d", len(g.Keys), maxKeysPerRead)
+			return 0, fmt.Errorf("read of %d keys of a shard, at most %d", len(g.Keys), maxKeysPerRead)
 		}
-		n += 1 + len(g.Keys)
+		n += len(g.Keys)
 	}
-	keys, args = make([]string, len(groups)), make([]string, 0, n)
+	return n, nil
+}
+
+// keyArgs are the meta keys of shards, and of each how many keys are asked for, and which.
+func (r *Redis) keyArgs(groups []KeyGroup) (keys, args []string, err error) {
+	n, err := r.countKeys(groups)
+	if err != nil {
+		return nil, nil, err
+	}
+	keys, args = make([]string, len(groups)), make([]string, 0, n+len(groups))
 	for i, g := range groups {
 		keys[i] = r.meta[g.Shard]
 		args = append(append(args, strconv.Itoa(len(g.Keys))), g.Keys...)
@@ -193,7 +216,11 @@ func (r *Redis) keyArgs(groups []KeyGroup) (keys, args []string, err error) {
 
 // runAll runs a script that has an answer for each of its keys.
 func (r *Redis) runAll(ctx context.Context, s *script, keys, args []string) ([]rueidis.RedisMessage, error) {
-	return answersOf(s.exec(ctx, r.client, keys, args), len(keys))
+	answers, err := s.exec(ctx, r.client, keys, args).ToArray()
+	if err == nil && len(answers) != len(keys) {
+		err = fmt.Errorf("%d answers for %d shards: %w", len(answers), len(keys), errAnswer)
+	}
+	return answers, err
 }
 
 // Likes implements Scripts.

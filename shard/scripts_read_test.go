@@ -53,8 +53,9 @@ var readCases = map[string]func(t *testing.T, f *fixture){
 		f.add(t, 3, entry("a", 1000))
 		f.spread(t, 0, []string{"a"}, shard.Marker(f.now))
 		got, err := f.Read(t.Context(), []shard.KeyGroup{
-			{Shard: 3, Keys: []string{"a", "b"}},
+			{Shard: 3, Keys: []string{"a", "b"}, Away: true},
 			{Shard: 0, Keys: []string{"zero", "b", "a", "c"}},
+			{Shard: 0, Keys: []string{"a"}, Away: true},
 		})
 		must(t, err)
 		micros := f.now * 1000
@@ -63,6 +64,7 @@ var readCases = map[string]func(t *testing.T, f *fixture){
 			{Micros: micros, Values: []shard.KeyValue{
 				{Value: -5, Cached: true}, {Value: 2}, {Value: 111, Cached: true, Marker: shard.Marker(f.now)}, {},
 			}},
+			{Micros: micros, Values: []shard.KeyValue{{Value: 111, Cached: true}}},
 		})
 	},
 
@@ -83,9 +85,19 @@ var readCases = map[string]func(t *testing.T, f *fixture){
 		f.add(t, 0, entry("k", 1))
 		f.spread(t, 0, []string{"k"}, epochMS)
 		f.load(t, 0, 0, shard.Base{Key: "k", Total: 1})
-		got, err := f.Read(t.Context(), []shard.KeyGroup{group})
-		must(t, err)
-		equal(t, "last of the most keys", got[0].Values[3_999], shard.KeyValue{Value: 2, Cached: true, Marker: epochMS})
+		f.add(t, 3, entry("k", 5))
+		last := func(want, elsewhere shard.KeyValue) {
+			t.Helper()
+			got, err := f.Read(t.Context(), []shard.KeyGroup{{Shard: 3, Keys: group.Keys, Away: true}, group})
+			must(t, err)
+			equal(t, "last of the most keys", got[1].Values[3_999], want)
+			equal(t, "last of the most keys elsewhere", got[0].Values[3_999], elsewhere)
+		}
+		last(shard.KeyValue{Value: 2, Cached: true, Marker: epochMS}, shard.KeyValue{Value: 5})
+		likeOf := marked(like("al", never), epochMS)
+		likeOf.Key = "k"
+		f.answers(t, "1", f.batch(liking(part(0), likeOf)))
+		last(shard.KeyValue{Value: 3, Likes: 1, Cached: true, Marker: epochMS}, shard.KeyValue{Value: 5})
 		group.Keys = append(group.Keys, "k")
 		if _, err := f.Read(t.Context(), []shard.KeyGroup{group}); err == nil {
 			t.Error("a key too many was read")

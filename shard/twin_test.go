@@ -245,7 +245,9 @@ func (m *twins) homes(rt *rapid.T) {
 }
 
 func (m *twins) read(rt *rapid.T) {
-	groups := []shard.KeyGroup{{Shard: anyShard.Draw(rt, "shard"), Keys: rapid.SliceOfN(anyKey, 1, 5).Draw(rt, "keys")}}
+	groups := []shard.KeyGroup{{
+		Shard: anyShard.Draw(rt, "shard"), Keys: rapid.SliceOfN(anyKey, 1, 5).Draw(rt, "keys"), Away: rapid.Bool().Draw(rt, "away"),
+	}}
 	both(m, rt, func(f *fixture) ([]shard.ReadReply, error) { return f.Read(context.Background(), groups) })
 }
 

@@ -186,6 +186,8 @@ type AgedGroup struct {
 type KeyGroup struct {
 	Shard int
 	Keys  []string
+	// Away says that the shard is the home of none of the keys, so that a Read need not look for their markers.
+	Away bool
 }
 
 // ReadReply is the answer to a KeyGroup, in the order of its keys.

@@ -2,10 +2,8 @@ package shard
 
 import (
 	"errors"
-	"fmt"
 	"slices"
 	"strconv"
-	"strings"
 
 	"github.com/redis/rueidis"
 	"github.com/tinylib/msgp/msgp"
@@ -371,116 +369,6 @@ func eachRow(list rueidis.RedisMessage, columns int, f func(n []int64, last stri
 		f(n, v)
 	}
 	return nil
-}
-
-// answersOf are those of a script that has one for each shard.
-func answersOf(result rueidis.RedisResult, shards int) ([]rueidis.RedisMessage, error) {
-	answers, err := result.ToArray()
-	if err == nil && len(answers) != shards {
-		err = fmt.Errorf("%d answers for %d shards: %w", len(answers), shards, errAnswer)
-	}
-	return answers, err
-}
-
-// parseReads reads the answers of read.lua for all groups.
-func parseReads(result rueidis.RedisResult, groups []KeyGroup) ([]ReadReply, error) {
-	shards, err := answersOf(result, len(groups))
-	if err != nil {
-		return nil, err
-	}
-	keys := 0
-	for _, g := range groups {
-		keys += len(g.Keys)
-	}
-	replies, values := make([]ReadReply, len(groups)), make([]KeyValue, keys)
-	var parser readParser
-	for i, g := range groups {
-		replies[i].Values = values[:len(g.Keys):len(g.Keys)]
-		values = values[len(g.Keys):]
-		if err = parser.parse(shards[i], &replies[i]); err != nil {
-			return nil, err
-		}
-	}
-	return replies, nil
-}
-
-// readParser reads what read.lua answers. Its memory serves one shard after the other.
-type readParser struct{ sums []readSums }
-
-// readSums are those of a key.
-type readSums struct{ all, likes sum }
-
-// parse reads the answer of a shard, for as many keys as the reply has values.
-func (p *readParser) parse(message rueidis.RedisMessage, reply *ReadReply) error {
-	parts, err := message.ToArray()
-	if err != nil {
-		return err
-	}
-	if len(parts) < 4 {
-		return errAnswer
-	}
-	if reply.Micros, err = parts[0].AsInt64(); err != nil {
-		return err
-	}
-	values := reply.Values
-	keys := len(values)
-	p.sums = append(p.sums[:0], make([]readSums, keys)...)
-	sums := p.sums
-	if err = eachBase(parts[1], keys, func(i int, total, fromLikes int64) {
-		sums[i].all.add(total)
-		sums[i].likes.add(fromLikes)
-		values[i].Cached = true
-	}); err != nil {
-		return err
-	}
-	if markers, err := parts[2].ToArray(); err != nil {
-		return err
-	} else if len(markers) > 0 {
-		if err = eachNumber(parts[2], keys, func(i int, n int64) { values[i].Marker = Marker(n) }); err != nil {
-			return err
-		}
-	}
-	windows, err := parts[3].ToArray()
-	if err != nil {
-		return err
-	}
-	for _, window := range windows {
-		if err = eachNumber(window, keys, func(i int, n int64) { sums[i].likes.add(n) }); err != nil {
-			return err
-		}
-	}
-	for _, window := range parts[4:] {
-		if err = eachNumber(window, keys, func(i int, n int64) { sums[i].all.add(n) }); err != nil {
-			return err
-		}
-	}
-	for i := range sums {
-		values[i].Value, values[i].Likes = sums[i].all.int64(), sums[i].likes.int64()
-	}
-	return nil
-}
-
-// eachBase calls f for each base of a list that is cached (lib.lua has the form).
-func eachBase(list rueidis.RedisMessage, length int, f func(i int, total, likes int64)) error {
-	return eachCell(list, length, func(i int, cell *rueidis.RedisMessage) error {
-		text, err := cell.ToString()
-		if err != nil {
-			return err
-		}
-		total, likes, err := parseBase(text)
-		if err == nil {
-			f(i, total, likes)
-		}
-		return err
-	})
-}
-
-func parseBase(text string) (total, likes int64, err error) {
-	all, part, liked := strings.Cut(text, ":")
-	if total, err = strconv.ParseInt(all, 10, 64); err == nil && liked {
-		likes, err = strconv.ParseInt(part, 10, 64)
-	}
-	return total, likes, err
 }
 
 // eachNumber calls f for each element of a list that is not nil.

@@ -254,8 +254,9 @@ func (r *Redis) read(groups []shard.KeyGroup) ([]shard.ReadReply, error) {
 				sum.add(w.deltas[key])
 				likes.add(w.likeSums[key])
 			}
-			replies[i].Values[k] = shard.KeyValue{
-				Value: sum.saturated(), Likes: likes.saturated(), Cached: cached, Marker: s.spread[key],
+			replies[i].Values[k] = shard.KeyValue{Value: sum.saturated(), Likes: likes.saturated(), Cached: cached}
+			if !g.Away {
+				replies[i].Values[k].Marker = s.spread[key]
 			}
 		}
 	}
