@@ -5,6 +5,7 @@ package groupcommit
 import (
 	"context"
 	"errors"
+	"runtime"
 	"sync"
 	"time"
 )
@@ -29,6 +30,9 @@ type Config[T any] struct {
 	Weigh func(T) int
 	// Gather is for queues whose batches have a price of their own. Zero never waits.
 	Gather Gather
+	// Yield lets goroutines go first that are ready to run when a batch could be taken, as some of them may have items for
+	// it. Unlike Gather it waits for nothing that may not come.
+	Yield bool
 }
 
 // Gather lets a batch of a busy queue wait until the weight Enough is there, for twice as long as the last batch took
@@ -165,6 +169,9 @@ func (q *Queue[T]) loop(ctx context.Context) {
 	var batch []T
 	for {
 		q.gather()
+		if q.cfg.Yield {
+			q.yield()
+		}
 		batch = q.take(batch)
 		if len(batch) == 0 {
 			return
@@ -214,18 +221,28 @@ func (q *Queue[T]) gather() {
 	}
 }
 
+// yield lets others go first once something waits.
+func (q *Queue[T]) yield() {
+	q.mu.Lock()
+	q.await()
+	q.mu.Unlock()
+	runtime.Gosched()
+}
+
+// await waits for an item, or for the queue to be closed. The caller holds mu.
+func (q *Queue[T]) await() {
+	for q.head == len(q.items) && !q.closed {
+		q.idle = true
+		q.wake.Wait()
+	}
+}
+
 // take waits for items and moves up to MaxBatch of their weight to batch. It returns an empty batch when
 // the queue is closed and nothing waits.
 func (q *Queue[T]) take(batch []T) []T {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	for q.head == len(q.items) {
-		if q.closed {
-			return batch
-		}
-		q.idle = true
-		q.wake.Wait()
-	}
+	q.await()
 	end, weight := q.head, 0
 	for end < len(q.items) {
 		w := q.weigh(q.items[end])

@@ -3,6 +3,7 @@ package groupcommit_test
 import (
 	"context"
 	"errors"
+	"runtime"
 	"slices"
 	"sync"
 	"testing"
@@ -294,4 +295,33 @@ func TestStats(t *testing.T) {
 			t.Errorf("%+v, want %+v", got, want)
 		}
 	})
+}
+
+// TestYield: what is ready to be added when an idle queue gets its first item goes with it.
+func TestYield(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1)) // so that it is known who runs when
+	const rounds, each = 50, 5
+	batches := 0
+	ran := make(chan int, each)
+	q := groupcommit.New(groupcommit.Config[int]{MaxQueue: each, MaxBatch: each, Yield: true}, func(_ context.Context, batch []int) {
+		batches++
+		ran <- len(batch)
+	})
+	for range rounds {
+		for i := range each {
+			go func() {
+				if err := q.Add(i); err != nil {
+					t.Error(err)
+				}
+			}()
+		}
+		for left := each; left > 0; {
+			left -= <-ran
+		}
+	}
+	mustClose(t, q)
+	// Now and then the scheduler is fair.
+	if batches > rounds*3/2 {
+		t.Errorf("%d batches for %d times %d items", batches, rounds, each)
+	}
 }
