@@ -31,6 +31,8 @@ type stateLoader struct {
 	scripts Scripts
 	ledger  Ledger
 	submit  func([]*job) error
+	// hurry tells the lane of a standalone Redis that no more likes come before these are done.
+	hurry   func()
 	pending func(ctx context.Context, shard int) (PendingWindows, error)
 	clock   *clock
 	shards  int
@@ -62,7 +64,7 @@ type stateLoad struct {
 func newStateLoader(s *Store, ledger Ledger) *stateLoader {
 	l := &stateLoader{
 		scripts: s.scripts, ledger: ledger, submit: s.submit, pending: s.pending, clock: s.clock, shards: s.cfg.Shards,
-		cluster: s.cfg.Cluster, metrics: s.metrics, log: s.cfg.Logger,
+		cluster: s.cfg.Cluster, metrics: s.metrics, log: s.cfg.Logger, hurry: func() { s.writers[0].queue.Hurry() },
 	}
 	l.queue = groupcommit.New(groupcommit.Config[*stateLoad]{MaxQueue: maxQueuedStates, MaxBatch: maxStateBatch}, l.run)
 	return l
@@ -87,6 +89,7 @@ func (l *stateLoader) run(ctx context.Context, loads []*stateLoad) {
 	if last == nil || l.cluster {
 		return
 	}
+	l.hurry()
 	select {
 	case <-last.finished:
 	case <-ctx.Done():

@@ -146,13 +146,9 @@ func (q *Queue[T]) Stats() Stats {
 func (q *Queue[T]) Close(ctx context.Context) error {
 	q.mu.Lock()
 	q.closed = true
-	enough := q.gathering
-	q.gathering = false
 	q.mu.Unlock()
 	q.wake.Signal()
-	if enough {
-		q.enough <- struct{}{}
-	}
+	q.Hurry()
 	select {
 	case <-q.done:
 		return nil
@@ -161,6 +157,17 @@ func (q *Queue[T]) Close(ctx context.Context) error {
 	q.cancel()
 	<-q.done
 	return context.Cause(ctx)
+}
+
+// Hurry ends the wait of a batch that gathers, for whoever knows that what waits is all that is to come before it has run.
+func (q *Queue[T]) Hurry() {
+	q.mu.Lock()
+	gathering := q.gathering
+	q.gathering = false
+	q.mu.Unlock()
+	if gathering {
+		q.enough <- struct{}{}
+	}
 }
 
 func (q *Queue[T]) loop(ctx context.Context) {

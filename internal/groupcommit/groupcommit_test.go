@@ -245,29 +245,44 @@ func TestABusyQueueLetsItemsGather(t *testing.T) {
 	})
 }
 
-// TestCloseEndsTheWait: what gathers when a queue is closed is run at once.
-func TestCloseEndsTheWait(t *testing.T) {
+// What gathers is run at once when the queue is closed, and when somebody knows that it is all.
+func TestTheWaitIsEnded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		const wait = time.Second
+		const wait, lasts = time.Second, time.Second / 2
 		ran := 0
 		q := groupcommit.New(groupcommit.Config[int]{
 			MaxQueue: 100_000, MaxBatch: 100_000, Gather: groupcommit.Gather{Enough: 1000, Wait: wait},
 		}, func(_ context.Context, batch []int) {
 			ran += len(batch)
-			<-time.After(wait / 2)
+			<-time.After(lasts)
 		})
 		added := 0
 		for began := time.Now(); time.Since(began) < 20*wait; added++ {
 			add(t, q, 1)
 			<-time.After(wait / 500)
 		}
+		<-time.After(wait + 2*lasts)
+		gathered := 0
 		for range 5 {
 			add(t, q, 1)
+			added++
+			synctest.Wait()
+			gathered += added - ran
+			q.Hurry()
+			synctest.Wait()
+			if ran != added {
+				t.Errorf("%d of %d items ran when all had come", ran, added)
+			}
+			<-time.After(lasts + 1)
 		}
+		if gathered == 0 {
+			t.Error("no item waited for others")
+		}
+		add(t, q, 1)
 		closing := time.Now()
 		mustClose(t, q)
-		if took := time.Since(closing); ran != added+5 || took > wait {
-			t.Errorf("%d of %d items ran, in %v", ran, added+5, took)
+		if took := time.Since(closing); ran != added+1 || took > lasts {
+			t.Errorf("%d of %d items ran, in %v", ran, added+1, took)
 		}
 	})
 }
