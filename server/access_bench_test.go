@@ -4,7 +4,6 @@ import (
 	"context"
 	"testing"
 
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
 
 	plusonev1 "github.com/plusone-dev/plusone/api/plusone/v1"
@@ -16,7 +15,6 @@ func BenchmarkAccess(b *testing.B) {
 	ctx := metadata.NewIncomingContext(context.Background(), metadata.Pairs(
 		":authority", "plusone", "content-type", "application/grpc", "user-agent", "grpc-go", "authorization", "Bearer views"))
 	req := &plusonev1.IncrementRequest{Key: "views/a"}
-	info := &grpc.UnaryServerInfo{FullMethod: plusonev1.CounterService_Increment_FullMethodName}
 	handler := func(ctx context.Context, _ any) (any, error) { return req, ctx.Err() }
 	i := newInterceptor(r.server.cache.metrics, &access{people, r.server.cache.metrics}, r.server.admission, nil, r.server.log, nil)
 	for name, access := range map[string]*access{"everyone": nil, "known": i.access} {
@@ -24,7 +22,7 @@ func BenchmarkAccess(b *testing.B) {
 			i.access = access
 			b.ReportAllocs()
 			for b.Loop() {
-				if _, err := i.unary(ctx, req, info, handler); err != nil {
+				if _, err := i.call(ctx, plusonev1.CounterService_Increment_FullMethodName, req, handler); err != nil {
 					b.Fatal(err)
 				}
 			}

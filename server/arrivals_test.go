@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"runtime"
 	"sync"
 	"testing"
 
@@ -38,15 +39,17 @@ func TestRequestsMustArrive(t *testing.T) {
 		for range n {
 			s, answer := &slowStream{arrived: make(chan struct{})}, make(chan error, 1)
 			streams, answers = append(streams, s), append(answers, answer)
-			listed := make(chan struct{})
+			waits := make(chan struct{})
 			go func() {
-				answer <- a.await(grpc.NewContextWithServerTransportStream(context.Background(), s), nil, func(any) error {
-					close(listed)
+				call := &arrival{}
+				a.know(call)
+				answer <- a.await(grpc.NewContextWithServerTransportStream(context.Background(), s), call, nil, func(any) error {
+					close(waits)
 					<-s.arrived
 					return nil
 				})
 			}()
-			<-listed
+			<-waits
 		}
 	}
 	ticks := func(n int64) {
@@ -83,11 +86,115 @@ func TestRequestsMustArrive(t *testing.T) {
 	wantEnded(9)
 	ticks(1)
 	wantEnded(9 + maxLate)
-	for i := range a.lists {
-		if l := &a.lists[i]; l.next != &l.arrival || l.prev != &l.arrival {
-			t.Errorf("list %d is not empty", i)
+}
+
+// An arrival that is used again for one request after the other is ended for the one that is late, and for no other.
+func TestArrivalsAreUsedAgain(t *testing.T) {
+	t.Parallel()
+	a := newArrivals(newMetrics())
+	var callers, ticker sync.WaitGroup
+	done := make(chan struct{})
+	ticker.Go(func() {
+		for {
+			select {
+			case <-done:
+				return
+			default:
+				a.look(a.tick.Add(1))
+				runtime.Gosched()
+			}
+		}
+	})
+	const each = 300
+	var streams [4][each]slowStream
+	var failed [4][each]bool
+	for caller := range streams {
+		callers.Go(func() {
+			call := &arrival{}
+			a.know(call)
+			for i := range each {
+				s := &streams[caller][i]
+				s.arrived = make(chan struct{})
+				err := a.await(grpc.NewContextWithServerTransportStream(context.Background(), s), call, nil, func(any) error {
+					if i%10 == 0 {
+						<-s.arrived // until it is ended
+					} else {
+						runtime.Gosched()
+					}
+					return nil
+				})
+				failed[caller][i] = err != nil
+				if reusable := call.reusable(); reusable == failed[caller][i] {
+					t.Errorf("%v, and its arrival can be used again: %v", err, reusable)
+				}
+				if err != nil {
+					call = &arrival{}
+					a.know(call)
+				}
+			}
+		})
+	}
+	callers.Wait()
+	close(done)
+	ticker.Wait()
+	ended := 0
+	for caller := range streams {
+		for i := range each {
+			if failed[caller][i] {
+				ended++
+			}
+			if streams[caller][i].ended != failed[caller][i] {
+				t.Errorf("request %d of caller %d: ended %v, failed %v", i, caller, streams[caller][i].ended, failed[caller][i])
+			}
 		}
 	}
+	if n := int(value(t, a.shed)); n != ended || n < len(streams)*each/10 {
+		t.Errorf("%d calls were ended and %d failed", n, ended)
+	}
+}
+
+// A request that arrives while it is found late has arrived, and the next one that uses its arrival is not taken for it.
+func TestArrivesWhileFoundLate(t *testing.T) {
+	t.Parallel()
+	a := newArrivals(newMetrics())
+	call, s := &arrival{}, &slowStream{arrived: make(chan struct{})}
+	a.know(call)
+	await := func(receive func(any) error) {
+		t.Helper()
+		if err := a.await(grpc.NewContextWithServerTransportStream(t.Context(), s), call, nil, receive); err != nil || s.ended {
+			t.Fatalf("ended %v, %v", s.ended, err)
+		}
+	}
+	var late []lateArrival
+	await(func(any) error {
+		late = a.late(a.tick.Add(lateAfter + 1))
+		return nil
+	})
+	if len(late) != 1 {
+		t.Fatalf("%d are late", len(late))
+	}
+	late[0].end(a.shed)
+	await(func(any) error {
+		late[0].end(a.shed)
+		return nil
+	})
+}
+
+// Arrivals that nobody uses any more take no memory.
+func TestArrivalsAreForgotten(t *testing.T) {
+	t.Parallel()
+	a := newArrivals(newMetrics())
+	kept := &arrival{}
+	a.know(kept)
+	for range 1_000 {
+		a.know(&arrival{})
+	}
+	runtime.GC()
+	a.look(a.tick.Add(1))
+	if n := len(a.known); n != 1 {
+		t.Errorf("%d arrivals are known", n)
+	}
+	runtime.KeepAlive(kept)
 }
 
 // Streams are bounded over all connections.

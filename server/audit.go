@@ -30,7 +30,7 @@ func (i *interceptor) audited(ctx context.Context, method string, req any, do fu
 	return err
 }
 
-// auditedUnary is apart from unary, whose variables must not escape to the heap with each call.
+// auditedUnary is audited for a call without a stream. How it ended includes a panic.
 func (i *interceptor) auditedUnary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
 	err = i.audited(ctx, info.FullMethod, req, func() (err error) {
 		resp, err = i.recoverUnary(ctx, req, info, handler)

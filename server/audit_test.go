@@ -38,7 +38,7 @@ func (a *scriptedAudit) Begin(_ context.Context, action auditlog.Action) (func(s
 func audited(audit AuditLog) *interceptor {
 	m := newMetrics()
 	for _, service := range []string{adminName, "plusone.v1.CounterService"} {
-		m.calls.add(map[string]grpc.ServiceInfo{service: {Methods: []grpc.MethodInfo{
+		m.calls.addAll(map[string]grpc.ServiceInfo{service: {Methods: []grpc.MethodInfo{
 			{Name: "Delete"}, {Name: "Import", IsClientStream: true},
 		}}})
 	}
@@ -59,7 +59,7 @@ func TestAdminCallsAreAudited(t *testing.T) {
 		return "answer", nil
 	}
 	method := "/" + adminName + "/Delete"
-	resp, err := i.unary(ctx, req, &grpc.UnaryServerInfo{FullMethod: method}, handler)
+	resp, err := i.call(ctx, method, req, handler)
 	if resp != "answer" || err != nil {
 		t.Errorf("got %v, %v", resp, err)
 	}
@@ -70,14 +70,14 @@ func TestAdminCallsAreAudited(t *testing.T) {
 		t.Errorf("%v, want %v", audit.events, want)
 	}
 	audit.events = nil
-	_, err = i.unary(ctx, &plusonev1.GetRequest{Key: "not a key"}, &grpc.UnaryServerInfo{FullMethod: method},
+	_, err = i.call(ctx, method, &plusonev1.GetRequest{Key: "not a key"},
 		func(context.Context, any) (any, error) { panic("hunter2") })
 	want = []any{auditlog.Action{Caller: "support", Peer: "10.1.2.3:4567", Method: method}, "Internal"}
 	if status.Code(err) != codes.Internal || !slices.Equal(audit.events, want) {
 		t.Errorf("after a panic: %v, %v", audit.events, err)
 	}
 	audit.events = nil
-	if _, err := i.unary(ctx, req, &grpc.UnaryServerInfo{FullMethod: "/plusone.v1.CounterService/Delete"}, handler); err != nil {
+	if _, err := i.call(ctx, "/plusone.v1.CounterService/Delete", req, handler); err != nil {
 		t.Error(err)
 	}
 	if !slices.Equal(audit.events, []any{"done"}) {
@@ -132,7 +132,7 @@ func TestUnauditedCallsAreRefused(t *testing.T) {
 	t.Parallel()
 	i := audited(&scriptedAudit{err: errors.New("disk full: hunter2")})
 	refused := failure{code: codes.Unavailable, reason: "AUDIT_LOG_UNAVAILABLE", retry: true}
-	_, err := i.unary(t.Context(), nil, &grpc.UnaryServerInfo{FullMethod: "/" + adminName + "/Delete"}, func(context.Context, any) (any, error) {
+	_, err := i.call(t.Context(), "/"+adminName+"/Delete", nil, func(context.Context, any) (any, error) {
 		t.Error("it was done")
 		return nil, nil
 	})

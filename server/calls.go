@@ -37,6 +37,7 @@ type calls struct {
 // methodCalls are the calls of a method. Of a call without a stream, the request is there when it begins, and an
 // answer is sent if it ends well.
 type methodCalls struct {
+	name    string
 	labels  []string // type, service, method
 	streams bool
 	rule    *rule // who may call it; nil is nobody. Of no effect where everyone may call
@@ -65,15 +66,25 @@ func newCalls() *calls {
 	}
 }
 
-// add prepares for the methods of services.
-func (c *calls) add(services map[string]grpc.ServiceInfo) {
+// add prepares for a method, and returns what is counted of it. It may be there.
+func (c *calls) add(service string, m grpc.MethodInfo) *methodCalls {
+	name := "/" + service + "/" + m.Name
+	if c.methods[name] == nil {
+		c.methods[name] = &methodCalls{
+			name:    name,
+			labels:  []string{methodType(m), service, m.Name},
+			streams: m.IsClientStream || m.IsServerStream,
+			admin:   service == plusonev1.AdminService_ServiceDesc.ServiceName,
+		}
+	}
+	return c.methods[name]
+}
+
+// addAll prepares for the methods of services.
+func (c *calls) addAll(services map[string]grpc.ServiceInfo) {
 	for service, info := range services {
 		for _, m := range info.Methods {
-			c.methods["/"+service+"/"+m.Name] = &methodCalls{
-				labels:  []string{methodType(m), service, m.Name},
-				streams: m.IsClientStream || m.IsServerStream,
-				admin:   service == plusonev1.AdminService_ServiceDesc.ServiceName,
-			}
+			c.add(service, m)
 		}
 	}
 }
@@ -183,7 +194,9 @@ func (s *countedStream) RecvMsg(m any) error {
 	s.first = nil
 	var err error
 	if first != nil {
-		err = first.await(s.ServerStream.Context(), m, s.ServerStream.RecvMsg)
+		call := &arrival{}
+		first.know(call)
+		err = first.await(s.ServerStream.Context(), call, m, s.ServerStream.RecvMsg)
 	} else {
 		err = s.ServerStream.RecvMsg(m)
 	}

@@ -2,10 +2,10 @@ package server
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"runtime/debug"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -19,7 +19,7 @@ import (
 )
 
 // interceptor wraps every call: it is counted, its caller let in, admitted, its failure logged, and a panic made an error,
-// from the outside in. It is one interceptor, because each one of a chain costs a closure and a piece of stack in each call.
+// from the outside in. It is one, because each one of a chain costs a closure and a piece of stack in each call.
 // Calls that are shed are counted but not logged, as logging them would add to the load.
 type interceptor struct {
 	calls     *calls
@@ -35,6 +35,9 @@ type interceptor struct {
 	// would hold up a stop. A handler ends when its stream has.
 	ending <-chan struct{}
 
+	start      time.Time // of its clock
+	unaryCalls sync.Pool // of those that have ended
+
 	recoverUnary  grpc.UnaryServerInterceptor
 	recoverStream grpc.StreamServerInterceptor
 }
@@ -45,13 +48,13 @@ func newInterceptor(m *metrics, who *access, in *admission, audit AuditLog, log 
 	})
 	return &interceptor{
 		calls: m.calls, access: who, admission: in, arrivals: newArrivals(m), codec: newCodec(m), audit: audit, log: log, ending: ending,
-		recoverUnary: recovery.UnaryServerInterceptor(fromPanic), recoverStream: recovery.StreamServerInterceptor(fromPanic),
+		start: time.Now(), recoverUnary: recovery.UnaryServerInterceptor(fromPanic), recoverStream: recovery.StreamServerInterceptor(fromPanic),
 	}
 }
 
-// options installs the interceptor.
+// options installs the interceptor, for calls with a stream. For others the registrar does.
 func (i *interceptor) options() []grpc.ServerOption {
-	return []grpc.ServerOption{grpc.UnaryInterceptor(i.unary), grpc.StreamInterceptor(i.stream), grpc.ForceServerCodecV2(i.codec)}
+	return []grpc.ServerOption{grpc.StreamInterceptor(i.stream), grpc.ForceServerCodecV2(i.codec)}
 }
 
 // registrar returns what registers services, so that each call meets the interceptor.
@@ -59,10 +62,8 @@ func (i *interceptor) registrar(s *grpc.Server) grpc.ServiceRegistrar {
 	return &guardedRegistrar{s, i}
 }
 
-// guardedRegistrar registers services whose callers are told by their headers, and may not take for ever to send a request.
-// The interceptor of a call without a stream comes when its request has been read and decoded, which is too much to do for
-// strangers. (An InTapHandle would come first too, but leaves a timer behind for each call that it refuses, for as long as
-// the stranger says.)
+// guardedRegistrar guards the methods of the services that it registers. (An InTapHandle would come before the request too, but
+// leaves a timer behind for each call that it refuses, for as long as the stranger says.)
 type guardedRegistrar struct {
 	*grpc.Server
 	interceptor *interceptor
@@ -73,118 +74,39 @@ func (r *guardedRegistrar) RegisterService(desc *grpc.ServiceDesc, service any) 
 	guarded := *desc
 	guarded.Methods = slices.Clone(desc.Methods)
 	for n, m := range guarded.Methods {
-		name := "/" + desc.ServiceName + "/" + m.MethodName
-		guarded.Methods[n].Handler = func(srv any, ctx context.Context, decode func(any) error, next grpc.UnaryServerInterceptor,
-		) (any, error) {
-			if r.interceptor.access != nil {
-				var err error
-				if ctx, err = r.interceptor.greet(ctx, name); err != nil {
-					return nil, err
-				}
-			}
-			return m.Handler(srv, ctx, func(req any) error {
-				err := r.interceptor.arrivals.await(ctx, req, decode)
-				if err != nil {
-					return r.interceptor.notReceived(ctx, name, err)
-				}
-				return nil
-			}, next)
-		}
+		method := r.interceptor.calls.add(desc.ServiceName, grpc.MethodInfo{Name: m.MethodName})
+		guarded.Methods[n].Handler = r.interceptor.guard(method, m.Handler)
 	}
 	r.Server.RegisterService(&guarded, service)
 }
 
-// greet returns the context of a call with who makes it.
-func (i *interceptor) greet(ctx context.Context, name string) (context.Context, error) {
-	method := i.calls.methods[name]
-	ctx, _, err := i.access.admit(ctx, method.rule)
-	if err != nil {
-		method.started.Add(1)
-		return ctx, i.refused(ctx, name, method, time.Now(), err)
-	}
-	return ctx, nil
-}
-
-// notReceived counts and logs a call without a request: it was none, was too large, or did not arrive.
-func (i *interceptor) notReceived(ctx context.Context, name string, err error) error {
-	method := i.calls.methods[name]
-	method.started.Add(1)
-	if errors.Is(err, errNotArrived) {
-		method.end(err, 0)
-		return err
-	}
-	return i.refused(ctx, name, method, time.Now(), err)
-}
-
-func (i *interceptor) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
-	method := i.calls.methods[info.FullMethod]
-	method.started.Add(1)
-	began := time.Now()
-	if i.access != nil {
-		known, who, err := i.access.admit(ctx, method.rule)
-		if err == nil && who != nil && method.rule.requests {
-			err = i.access.check(who, req)
-		}
-		if err != nil {
-			return nil, i.refused(ctx, info.FullMethod, method, began, err)
-		}
-		ctx = known
-	}
-	items, limited := itemsOf(req)
-	if limited {
-		if err := i.admission.enter(int64(items)); err != nil {
-			method.end(err, time.Since(began))
-			if i.log.debug {
-				i.log.called(ctx, info.FullMethod, req, time.Since(began), err)
-			}
-			return nil, err
-		}
-	}
-	var resp any
-	var err error
-	if method.admin && i.audit != nil {
-		resp, err = i.auditedUnary(ctx, req, info, handler)
-	} else {
-		resp, err = i.recoverUnary(ctx, req, info, handler)
-	}
-	if limited {
-		i.admission.leave(int64(items))
-	}
-	took := time.Since(began)
-	method.end(err, took)
-	if err != nil {
-		i.log.callFailed(ctx, info.FullMethod, req, took, err)
-	}
-	if i.log.debug {
-		i.log.called(ctx, info.FullMethod, req, took, err)
-	}
-	return resp, err
-}
+// now is the clock of calls: monotonic, and only good for differences.
+func (i *interceptor) now() time.Duration { return time.Since(i.start) }
 
 // refused counts and logs a call that was not let in.
-func (i *interceptor) refused(ctx context.Context, name string, method *methodCalls, began time.Time, err error) error {
-	took := time.Since(began)
+func (i *interceptor) refused(ctx context.Context, method *methodCalls, began time.Duration, err error) error {
+	took := i.now() - began
 	method.end(err, took)
-	i.log.callFailed(ctx, name, nil, took, err)
+	i.log.callFailed(ctx, method.name, nil, took, err)
 	return err
 }
 
 func (i *interceptor) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 	method := i.calls.methods[info.FullMethod]
 	method.started.Add(1)
-	began := time.Now()
+	began := i.now()
 	defer i.streams.Add(-1)
 	if i.streams.Add(1) > maxOpenStreams {
 		i.admission.metrics.shed.WithLabelValues(limitStreams).Inc()
 		err := &rpcError{status: statusOverloaded}
-		method.end(err, time.Since(began))
+		method.end(err, i.now()-began)
 		return err
 	}
 	counted := &countedStream{ServerStream: stream, method: method, first: i.arrivals}
 	if i.access != nil {
 		ctx, who, err := i.access.admit(stream.Context(), method.rule)
 		if err != nil {
-			return i.refused(stream.Context(), info.FullMethod, method, began, err)
+			return i.refused(stream.Context(), method, began, err)
 		}
 		counted.ctx = ctx
 		if who != nil && method.rule.requests {
@@ -201,7 +123,7 @@ func (i *interceptor) stream(srv any, stream grpc.ServerStream, info *grpc.Strea
 			err = handle()
 		}
 		if err != nil && status.Code(err) != codes.Canceled { // which is how a health watch ends
-			i.log.callFailed(stream.Context(), info.FullMethod, nil, time.Since(began), err)
+			i.log.callFailed(stream.Context(), info.FullMethod, nil, i.now()-began, err)
 		}
 		handled <- err
 	}()
@@ -211,7 +133,7 @@ func (i *interceptor) stream(srv any, stream grpc.ServerStream, info *grpc.Strea
 	case <-i.ending:
 		err = &rpcError{status: statusStopping}
 	}
-	took := time.Since(began)
+	took := i.now() - began
 	method.end(err, took)
 	if i.log.debug {
 		i.log.called(stream.Context(), info.FullMethod, nil, took, err)

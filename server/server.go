@@ -149,7 +149,7 @@ func (s *Server) serveMethods(store Store, reports Reports, config Config, m *me
 	if !config.NoReflection {
 		reflection.Register(s.grpc)
 	}
-	m.calls.add(s.grpc.GetServiceInfo())
+	m.calls.addAll(s.grpc.GetServiceInfo())
 	for name, method := range m.calls.methods {
 		method.rule = ruleOf(name, config.PrivateHealth)
 	}
