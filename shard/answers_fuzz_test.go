@@ -108,17 +108,24 @@ func checkReadAnswer(t *testing.T, redis *Redis, v respValue) {
 		return
 	}
 	answer, left, err := msgp.ReadIntfBytes([]byte(v.text))
-	if err != nil || len(left) > 0 || len(replies) != 1 || len(replies[0].Values) != len(keys) {
+	parts, ok := answer.([]any)
+	if err != nil || !ok || len(left) > 0 || len(replies) != 1 || len(replies[0].Values) != len(keys) {
 		t.Fatalf("%v was taken for %+v", v, replies)
 	}
-	parts := answer.([]any)
 	for i, value := range replies[0].Values {
-		base, cached := parts[1].([]any)[i].(string)
+		bases, ok := parts[1].([]any)
+		if !ok {
+			t.Fatalf("%v was taken for %+v", answer, replies)
+		}
+		base, cached := bases[i].(string)
 		total, ofLikes, _ := strings.Cut(base, ":")
 		all, likes := bigInt(total), bigInt(ofLikes)
 		if shard, ok := parts[2].([]any); ok && len(shard) > 0 {
 			for _, window := range shard[1:] {
-				pending := window.([]any)
+				pending, ok := window.([]any)
+				if !ok {
+					t.Fatalf("%v was taken for %+v", answer, replies)
+				}
 				all.Add(all, bigInt(pending[i]))
 				if len(pending) > len(keys) {
 					likes.Add(likes, bigInt(pending[len(keys)+i]))
