@@ -31,7 +31,7 @@ type trips struct {
 func (c *trips) Read(ctx context.Context, groups []shard.KeyGroup) ([]shard.ReadReply, error) {
 	c.mu.Lock()
 	for _, g := range groups {
-		c.lookups = append(c.lookups, shard.KeyGroup{Shard: g.Shard, Keys: slices.Clone(g.Keys)})
+		c.lookups = append(c.lookups, shard.KeyGroup{Shard: g.Shard, Keys: slices.Clone(g.Keys), Away: g.Away})
 	}
 	c.mu.Unlock()
 	defer func() { c.read <- struct{}{} }()
@@ -106,6 +106,23 @@ func TestColdReadIsOneLookup(t *testing.T) {
 	}
 	equal(t, "lookups", fmt.Sprint(c.lookups), fmt.Sprint([]shard.KeyGroup{{Shard: home, Keys: []string{"cold"}}}))
 	equal(t, "queries", len(c.queries), 0)
+}
+
+// TestMarkerIsLookedForAtHome: a read of a spread key asks all shards, and its home alone for the marker.
+func TestMarkerIsLookedForAtHome(t *testing.T) {
+	t.Parallel()
+	c, store := newTrips(t)
+	home := shard.Home("hot", 8)
+	if _, err := c.Spread(t.Context(), home, []string{"hot"}, 0); err != nil {
+		t.Fatal(err)
+	}
+	value(t, store, "hot")
+	c.reset()
+	value(t, store, "hot")
+	equal(t, "shards asked", len(c.lookups), 8)
+	for _, g := range c.lookups {
+		equal(t, fmt.Sprint("away on shard ", g.Shard), g.Away, g.Shard != home)
+	}
 }
 
 // TestMissingKeyIsLookedUpOnce: that the ledger does not have a key is remembered.
