@@ -14,6 +14,9 @@ type likedCounts struct {
 	// call has the reads of the batch, in the order of keys; query is its only one.
 	call  countsCall
 	query *query
+	// liked are keys that were liked here before, whose bases the answers to those likes have cached. The count of any other key
+	// would have to be read twice.
+	liked *latelySet
 	// keys of the batch, and where they are; after takeOver the counts that are known.
 	keys   []string
 	places map[string]int
@@ -21,7 +24,7 @@ type likedCounts struct {
 }
 
 func newLikedCounts(s *Store) *likedCounts {
-	l := &likedCounts{store: s, merger: newMerger(s.cfg.Shards), query: newQuery(s.cfg.Shards), places: map[string]int{}}
+	l := &likedCounts{store: s, merger: newMerger(s.cfg.Shards), query: newQuery(s.cfg.Shards), liked: newLatelySet(), places: map[string]int{}}
 	l.call.queries = []*query{l.query}
 	return l
 }
@@ -39,6 +42,10 @@ func (l *likedCounts) ask(jobs []*job) []KeyGroup {
 		}
 		key := j.change.Entries[0].Key
 		if _, there := l.places[key]; there {
+			continue
+		}
+		if ref := (counter.Pair{Key: key}); !l.liked.has(ref) {
+			l.liked.add(ref)
 			continue
 		}
 		cost := 1
