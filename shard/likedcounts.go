@@ -6,8 +6,8 @@ import "github.com/plusone-dev/plusone/internal/counter"
 // spread key takes a lookup of each shard. The likes of keys that are beyond it get no count.
 const maxLikedLookups = 512
 
-// likedCounts reads the counts for the answers to a batch's likes, right behind the batch. It belongs to a lane of a
-// standalone Redis. In a cluster it reads nothing, as a script may not touch the shards of a spread key.
+// likedCounts reads the counts for the answers to a batch's likes, right behind the batch. It belongs to the lane of a
+// standalone Redis. Those of a cluster have none, as a script may not touch the shards of a spread key: nil reads nothing.
 type likedCounts struct {
 	store  *Store
 	merger merger
@@ -24,6 +24,9 @@ type likedCounts struct {
 }
 
 func newLikedCounts(s *Store) *likedCounts {
+	if s.cfg.Cluster {
+		return nil
+	}
 	l := &likedCounts{store: s, merger: newMerger(s.cfg.Shards), query: newQuery(s.cfg.Shards), liked: newLatelySet(), places: map[string]int{}}
 	l.call.queries = []*query{l.query}
 	return l
@@ -31,10 +34,10 @@ func newLikedCounts(s *Store) *likedCounts {
 
 // ask returns what to read behind a batch.
 func (l *likedCounts) ask(jobs []*job) []KeyGroup {
-	l.reset()
-	if l.store.cfg.Cluster {
+	if l == nil {
 		return nil
 	}
+	l.reset()
 	lookups := 0
 	for _, j := range jobs {
 		if !j.change.WantCount {
@@ -71,7 +74,7 @@ func (l *likedCounts) ask(jobs []*job) []KeyGroup {
 
 // takeOver takes over the answer. There is no count of a key whose base must be loaded, or that turns out to be spread.
 func (l *likedCounts) takeOver(replies []ReadReply) {
-	if len(replies) == 0 || len(replies) != len(l.merger.groups) {
+	if l == nil || len(replies) == 0 || len(replies) != len(l.merger.groups) {
 		return
 	}
 	l.query.takeOver(replies)
@@ -88,7 +91,7 @@ func (l *likedCounts) takeOver(replies []ReadReply) {
 
 // of returns the count for a job, nil if there is none.
 func (l *likedCounts) of(j *job) *counter.Count {
-	if len(l.counts) == 0 || !j.change.WantCount {
+	if l == nil || len(l.counts) == 0 || !j.change.WantCount {
 		return nil
 	}
 	at, there := l.places[j.change.Entries[0].Key]
