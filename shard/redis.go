@@ -79,19 +79,19 @@ func NewRedis(client rueidis.Client, cfg RedisConfig) (*Redis, error) {
 		script **script
 		files  []string
 	}{
-		{&r.write, []string{"lib", "write", "claims", "int64", "careful", "like", "write_likes"}},
+		{&r.write, []string{"lib", "write", "windows", "claims", "int64", "careful", "like", "write_likes"}},
 		{&r.read, []string{"lib", "read"}},
 		{&r.likes, []string{"lib", "like", "likes"}},
 		{&r.homes, []string{"lib", "homes"}},
-		{&r.load, []string{"lib", "int64", "base", "load"}},
-		{&r.spread, []string{"lib", "spread"}},
+		{&r.load, []string{"lib", "windows", "int64", "base", "load"}},
+		{&r.spread, []string{"lib", "windows", "spread"}},
 		{&r.pending, []string{"lib", "pending"}},
 		{&r.seal, []string{"lib", "seal"}},
 		{&r.begin, []string{"lib", "begin"}},
 		{&r.move, []string{"lib", "int64", "move"}},
 		{&r.end, []string{"lib", "end"}},
 		{&r.discard, []string{"lib", "discard"}},
-		{&r.restore, []string{"lib", "restore"}},
+		{&r.restore, []string{"lib", "windows", "restore"}},
 		{&r.sweep, []string{"lib", "sweep"}},
 	} {
 		var err error

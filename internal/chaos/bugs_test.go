@@ -153,7 +153,7 @@ var bugsOfWrites = []plantedBug{
 		what:  "Writers use a window for twice its length, whatever was sealed. What comes between the scan and the end is lost.",
 		modes: []string{"sharded"},
 		replace: []plusonetest.Replacement{{
-			File: "shard/scripts/lib.lua",
+			File: "shard/scripts/windows.lua",
 			Old:  "if last > sealed and last > fin and now - last < length then",
 			New:  "if last > fin and now - last < 2 * length then",
 		}},

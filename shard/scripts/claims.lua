@@ -129,7 +129,8 @@ local set_likes = nil -- see write_likes.lua
 
 -- apply writes what was decided, and the results of likes with the batch's claim. None of the writes can fail.
 local function apply(likes)
-  claim_batch(likes, last_batch)
+  call('HSET', batch_key, id, likes)
+  note_batch_bucket(last_batch)
   for s = 1, #KEYS do
     local shard, extra = shards[s], special[s]
     local prefix, window, opens, last = shard[PREFIX], shard[WINDOW], shard[UNOPENED], shard[LAST]

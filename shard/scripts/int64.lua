@@ -39,3 +39,15 @@ local function saturated(high, low)
   if high == 0 then return sign .. string.format('%.0f', low) end
   return sign .. string.format('%.0f%09.0f', high, low)
 end
+
+-- split_base returns the total of a base, and the part of it that comes from likes.
+local function split_base(base)
+  local colon = string.find(base, ':', 1, true)
+  if not colon then return base, '0' end
+  return string.sub(base, 1, colon - 1), string.sub(base, colon + 1)
+end
+
+local function join_base(total, likes)
+  if likes == '0' then return total end
+  return total .. ':' .. likes
+end

@@ -43,17 +43,10 @@ local id = ARGV[2]
 local batch_time = math.floor(made / BATCH_BUCKET)
 local batch_bucket = 'batch:' .. integer(batch_time)
 local batch_key = prefix_of(KEYS[1]) .. batch_bucket
-local earlier = call('HGET', batch_key, id)
-if earlier then
-  if confirm then call('HSET', batch_key, id, earlier) end
-  return {APPLIED, time, earlier}
-end
--- The claim of a batch is kept for as long as a copy of the batch can pass this check.
-if now > made + lifetime or now < made - lifetime then return {LATE, time} end
+local late = now > made + lifetime or now < made - lifetime
 
--- claim_batch keeps the batch's id, and what became of its likes. Last is the bucket that was added to claims last.
-local function claim_batch(likes, last)
-  call('HSET', batch_key, id, likes)
+-- note_batch_bucket adds the bucket of the batch's claim to claims, unless it is the one that was added last.
+local function note_batch_bucket(last)
   if last == batch_bucket then return end
   call('ZADD', prefix_of(KEYS[1]) .. 'claims', integer((batch_time + 1) * BATCH_BUCKET + lifetime + MARGIN), batch_bucket)
   call('HSET', KEYS[1], 'batch', batch_bucket)
@@ -73,7 +66,7 @@ local function add_deltas(window_key, first, ones, last)
   return big
 end
 
-if numbers[PLAIN] == 1 then
+if numbers[PLAIN] == 1 and not late then
   local windows, last_bucket = {}, nil
   for s = 1, #KEYS do
     local ready
@@ -86,8 +79,9 @@ if numbers[PLAIN] == 1 then
     if not is_ready(ready, made, now, length) then break end
     windows[s] = ready
   end
-  if #windows == #KEYS then
-    claim_batch('', last_bucket)
+  -- The last that can keep it from being applied is that it was before.
+  if #windows == #KEYS and call('HSETNX', batch_key, id, '') == 1 then
+    note_batch_bucket(last_bucket)
     local p, q = 3, SHARDS
     for s = 1, #KEYS do
       local entries, ones = numbers[q], numbers[q + 1]
@@ -98,3 +92,11 @@ if numbers[PLAIN] == 1 then
     return {APPLIED, time, ''}
   end
 end
+
+local earlier = call('HGET', batch_key, id)
+if earlier then
+  if confirm then call('HSET', batch_key, id, earlier) end
+  return {APPLIED, time, earlier}
+end
+-- The claim of a batch is kept for as long as a copy of the batch can pass this check.
+if late then return {LATE, time} end
