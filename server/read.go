@@ -47,11 +47,9 @@ func (c *countCache) results(ctx context.Context, keys []string, want freshness)
 // ends when the caller must be answered. The admission bounds callers, and so these reads. What a caller had no time for is
 // fetched in the background if it will be the last known value, so that the next caller in haste gets a later one.
 func (c *countCache) fetchNow(ctx context.Context, keys []string) []result {
-	began := c.now()
-	until, _ := answerBy(ctx, c.start.Add(began), c.timeout)
-	within := c.deadlines.With(ctx, until)
+	within, _ := answerWithin(ctx, c.deadlines, c.timeout)
 	defer within.Release()
-	results := c.fetch(within, keys, began)
+	results := c.fetch(within, keys, c.now())
 	var late []*entry
 	for i := range results {
 		if results[i].err == nil {

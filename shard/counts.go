@@ -26,12 +26,6 @@ type keyRead struct {
 // shardRead is a shard that is still to be read, and where it is among the lookups of the query to its lane.
 type shardRead struct{ shard, position int }
 
-// missingBase is a base that was missing in a read that began then.
-type missingBase struct {
-	baseRef
-	read time.Time
-}
-
 // countsCall is a call of Counts.
 type countsCall struct {
 	reads []keyRead
@@ -77,6 +71,7 @@ func (s *Store) Counts(ctx context.Context, keys []string) []counter.Reading {
 	}
 	var gone bool
 	for round := 0; ; round++ {
+		asked := time.Now()
 		if gone = !s.readRound(ctx, call); gone {
 			break
 		}
@@ -88,7 +83,7 @@ func (s *Store) Counts(ctx context.Context, keys []string) []counter.Reading {
 			failLeft(reads, fmt.Errorf("%w: %w", counter.ErrUnavailable, errUnsettled))
 			break
 		}
-		s.loadMissing(ctx, reads, missing)
+		s.loadMissing(ctx, reads, missing, asked)
 	}
 	answers := make([]counter.Reading, len(keys))
 	for i := range reads {
@@ -183,7 +178,7 @@ func (s *Store) fillQueries(c *countsCall) {
 
 // takeOver adds what a round answered and keeps what is left. It returns the bases that are missing, and whether anything is
 // left to read.
-func (s *Store) takeOver(c *countsCall) (missing []missingBase, left bool) {
+func (s *Store) takeOver(c *countsCall) (missing []baseRef, left bool) {
 	for i := range c.reads {
 		missing = s.takeOverKey(&c.reads[i], c.queries, missing)
 		left = left || len(c.reads[i].left) > 0
@@ -197,7 +192,7 @@ func (s *Store) takeOver(c *countsCall) (missing []missingBase, left bool) {
 }
 
 // takeOverKey adds what a round answered of a key and keeps what is left.
-func (s *Store) takeOverKey(k *keyRead, queries []*query, missing []missingBase) []missingBase {
+func (s *Store) takeOverKey(k *keyRead, queries []*query, missing []baseRef) []baseRef {
 	asked := k.left
 	k.left = nil
 	for _, l := range asked {
@@ -214,7 +209,7 @@ func (s *Store) takeOverKey(k *keyRead, queries []*query, missing []missingBase)
 			}
 		}
 		if !value.Cached {
-			missing = append(missing, missingBase{baseRef{k.key, l.shard}, q.began})
+			missing = append(missing, baseRef{k.key, l.shard})
 			k.left = append(k.left, l)
 			continue
 		}
@@ -227,12 +222,13 @@ func (s *Store) takeOverKey(k *keyRead, queries []*query, missing []missingBase)
 	return missing
 }
 
-// loadMissing loads bases, and fails the reads whose base cannot be loaded.
-func (s *Store) loadMissing(ctx context.Context, reads []keyRead, missing []missingBase) {
+// loadMissing loads bases that were missing in a round that began at the given time, and fails the reads whose
+// base cannot be loaded.
+func (s *Store) loadMissing(ctx context.Context, reads []keyRead, missing []baseRef, asked time.Time) {
 	failed := make(map[string]error)
 	loads := make([]*baseLoad, 0, len(missing))
 	for _, ref := range missing {
-		load, err := s.loader.start(ref.baseRef, ref.read)
+		load, err := s.loader.start(ref, asked)
 		if err != nil {
 			failed[ref.key] = err
 			continue

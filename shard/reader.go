@@ -22,7 +22,6 @@ const (
 // query is the part of a read that goes to one lane.
 type query struct {
 	lookups []lookup
-	began   time.Time // when the read that answers it did, once there are answers
 	err     error
 	done    chan struct{} // gets one message, when err or the answers of all lookups are set
 	one     [1]lookup     // what most queries have
@@ -98,10 +97,8 @@ func newReader(s *Store) *reader {
 }
 
 func (r *reader) run(ctx context.Context, queries []*query) {
-	began := time.Now()
 	replies, err := r.read(ctx, r.merger.merge(queries))
 	for _, q := range queries {
-		q.began = began
 		if err == nil {
 			q.takeOver(replies)
 		}

@@ -265,7 +265,7 @@ var bugsOfReads = []plantedBug{
 		}
 `,
 			New: `		if failed[reads[i].key] != nil {
-			reads[i].left, reads[i].micros = nil, time.Now().UnixMicro()
+			reads[i].left, reads[i].micros = nil, asked.UnixMicro()
 		}
 `,
 		}},
