@@ -29,7 +29,7 @@ local answer = {microseconds(), false}
 local fields = {}
 local first = 2
 for s = 1, #KEYS do
-  local n, prefix = counts[s], string.sub(KEYS[s], 1, -5)
+  local n, prefix = counts[s], prefix_of(KEYS[s])
   local windows = call('LRANGE', prefix .. 'windows', '0', '-1')
   local meta, markers = nil, false
   if windows[1] then
