@@ -3,40 +3,28 @@ package shard
 import (
 	"cmp"
 	"context"
+	"math"
 	"slices"
 	"sync"
 
 	"github.com/plusone-dev/plusone/internal/counter"
 )
 
-// askHomes asks the homes of pairs whose keys are spread what they know of them, and of their ids. It leaves out pairs of
-// which the ledger knows that as well, unless the ledger is known to have failed, and homes that were asked before.
-func (l *stateLoader) askHomes(ctx context.Context, loads []*stateLoad, failed bool) {
-	var away []*stateLoad
-	for _, load := range loads {
-		pair := load.job.change.Pair()
-		if Home(pair.Key, l.shards) != load.job.parts[0].shard && !load.asked {
-			away = append(away, load)
-		}
-	}
+// askHomes asks the homes of pairs that are away what they know of their ids, by when the ledger has what they know of the
+// pairs, and, if it did not have that yet when it was asked last, for the pairs themselves.
+func (l *stateLoader) askHomes(ctx context.Context, away []*stateLoad) {
 	if len(away) == 0 {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, stateAttempt)
 	defer cancel()
-	if !failed {
-		l.askDrained(ctx, away)
-	}
 	var pairs, ids pairGroups[*stateLoad]
 	for _, load := range away {
-		load.asked = load.err == nil && (failed || !load.drained)
-		pair := load.job.change.Pair()
-		home := Home(pair.Key, l.shards)
-		if load.asked {
-			pairs.add(home, pair, load)
+		if l.behind[load.home] {
+			pairs.add(load.home, load.job.change.Pair(), load)
 		}
-		if load.err == nil && load.asksID {
-			ids.add(home, pair, load)
+		if load.asksID {
+			ids.add(load.home, load.job.change.Pair(), load)
 		}
 	}
 	var asking sync.WaitGroup
@@ -47,16 +35,11 @@ func (l *stateLoader) askHomes(ctx context.Context, loads []*stateLoad, failed b
 	var values [][]PairValue
 	var errs []error
 	if len(pairs.groups) > 0 {
-		values, errs = l.lookUp(ctx, pairs.groups)
+		asking.Go(func() { values, errs = l.lookUp(ctx, pairs.groups) })
 	}
+	l.askMarked(ctx, away)
 	asking.Wait()
-	for i, asked := range pairs.asked {
-		for k, load := range asked {
-			if load.err = errs[i]; load.err == nil {
-				load.home = values[i][k]
-			}
-		}
-	}
+	takeOverHomes(&pairs, values, errs)
 	for i, asked := range ids.asked {
 		for _, load := range asked {
 			load.err = cmp.Or(claimErrs[i], load.err)
@@ -64,9 +47,35 @@ func (l *stateLoader) askHomes(ctx context.Context, loads []*stateLoad, failed b
 	}
 }
 
-// askDrained notes of which pairs that are away the ledger has all that their homes know. A home that does not know the
+// askPairs asks the homes of pairs that are away for the pairs.
+func (l *stateLoader) askPairs(ctx context.Context, away []*stateLoad) {
+	ctx, cancel := context.WithTimeout(ctx, stateAttempt)
+	defer cancel()
+	var pairs pairGroups[*stateLoad]
+	for _, load := range away {
+		pairs.add(load.home, load.job.change.Pair(), load)
+	}
+	values, errs := l.lookUp(ctx, pairs.groups)
+	takeOverHomes(&pairs, values, errs)
+}
+
+// takeOverHomes takes over what homes have answered about pairs.
+func takeOverHomes(pairs *pairGroups[*stateLoad], values [][]PairValue, errs []error) {
+	for i, asked := range pairs.asked {
+		for k, load := range asked {
+			load.asked = true
+			if errs[i] != nil {
+				load.err = errs[i]
+			} else {
+				load.atHome = values[i][k]
+			}
+		}
+	}
+}
+
+// askMarked notes by which window the homes of pairs that are away have no more to do with them. A home that does not know the
 // marker by which a pair is away may have gone back in time and have taken likes of it since.
-func (l *stateLoader) askDrained(ctx context.Context, away []*stateLoad) {
+func (l *stateLoader) askMarked(ctx context.Context, away []*stateLoad) {
 	type place struct{ group, key int }
 	places := make(map[string]place, 1) // of the keys
 	groups := make(map[int]int, 1)      // of the homes
@@ -76,12 +85,11 @@ func (l *stateLoader) askDrained(ctx context.Context, away []*stateLoad) {
 		if _, there := places[key]; there {
 			continue
 		}
-		home := Home(key, l.shards)
-		at, there := groups[home]
+		at, there := groups[load.home]
 		if !there {
 			at = len(homes)
-			groups[home] = at
-			homes = append(homes, KeyGroup{Shard: home})
+			groups[load.home] = at
+			homes = append(homes, KeyGroup{Shard: load.home})
 		}
 		places[key] = place{at, len(homes[at].Keys)}
 		homes[at].Keys = append(homes[at].Keys, key)
@@ -91,9 +99,12 @@ func (l *stateLoader) askDrained(ctx context.Context, away []*stateLoad) {
 	})
 	for _, load := range away {
 		at := places[load.job.change.Entries[0].Key]
-		if load.err = errs[at.group]; load.err == nil {
-			reply := replies[at.group]
-			load.drained = reply.Drained && reply.Markers[at.key] == load.job.parts[0].spread
+		load.marked = math.MaxInt64
+		if load.err = errs[at.group]; load.err != nil {
+			continue
+		}
+		if reply := replies[at.group]; reply.Markers[at.key] == load.job.parts[0].spread {
+			load.marked = reply.Marked
 		}
 	}
 }

@@ -22,6 +22,8 @@ type likeTrips struct {
 	*twin.Ledger
 	writes, asked int
 	err           error // of the ledger
+	// asking is called when the ledger is asked, if it is not nil.
+	asking func()
 	// hold has writes wait, if it is not nil.
 	hold chan struct{}
 	// cluster: the servers that are made take Redis for one.
@@ -46,6 +48,9 @@ type likeLedger struct{ *likeTrips }
 
 func (l likeLedger) Likes(ctx context.Context, pairs []counter.Pair) (shard.LedgerLikes, error) {
 	l.asked++
+	if l.asking != nil {
+		l.asking()
+	}
 	if err := cmp.Or(l.err, ctx.Err()); err != nil {
 		return shard.LedgerLikes{}, err
 	}

@@ -18,8 +18,8 @@ type Scripts interface {
 	Read(ctx context.Context, groups []KeyGroup) ([]ReadReply, error)
 	// Likes looks up the states of pairs, by shard: in the membership of the last hours, then in the windows.
 	Likes(ctx context.Context, groups []PairGroup) ([][]PairValue, error)
-	// Homes tells, by shard, whether homes still know something of likes that have left them, and the markers of keys. It
-	// only reads.
+	// Homes tells, by shard, up to which window homes may know something of likes that have left them, and the markers of keys.
+	// It only reads.
 	Homes(ctx context.Context, groups []KeyGroup) ([]HomeReply, error)
 	// Load caches bases that were read from the ledger together with the watermark. It reports false, and
 	// changes nothing, if a window above the watermark is being moved into the bases: read the ledger

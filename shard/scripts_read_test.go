@@ -15,34 +15,27 @@ func (f *fixture) homes(t testing.TB, n int, keys []string, want shard.HomeReply
 }
 
 var readCases = map[string]func(t *testing.T, f *fixture){
-	"homes/drained when the windows from before the marker have ended": func(t *testing.T, f *fixture) {
+	"homes/the newest window when a key was last marked": func(t *testing.T, f *fixture) {
 		keys, marker := []string{"hot", "cold"}, shard.Marker(f.now)
-		f.homes(t, 0, keys, shard.HomeReply{Markers: []shard.Marker{0, 0}})
+		f.homes(t, 0, keys, shard.HomeReply{Marked: math.MaxInt64, Markers: []shard.Marker{0, 0}})
 		f.add(t, 0, entry("hot", 1))
 		f.spread(t, 0, keys[:1], marker)
-		f.homes(t, 0, keys, shard.HomeReply{Markers: []shard.Marker{marker, 0}})
-		f.advance(t, windowMS)
-		f.seal(t, 0, 0, "g", sealReply{Windows: 1, Sealed: []int64{epochMS}})
-		f.begin(t, 0, epochMS, 0, "g2", false)
-		f.homes(t, 0, keys, shard.HomeReply{Markers: []shard.Marker{marker, 0}})
-		f.move(t, 0, epochMS, entry("hot", 1))
-		must(t, f.Move(t.Context(), 0, epochMS, shard.Moves{Markers: keys[:1]}))
-		must(t, f.End(t.Context(), 0, epochMS, 0))
-		f.homes(t, 0, keys, shard.HomeReply{Drained: true, Markers: []shard.Marker{marker, 0}})
+		f.homes(t, 0, keys, shard.HomeReply{Marked: epochMS, Markers: []shard.Marker{marker, 0}})
 		// What comes later is no like of a pair that is elsewhere.
+		f.advance(t, windowMS)
 		f.add(t, 0, entry("cold", 1))
-		f.homes(t, 0, keys, shard.HomeReply{Drained: true, Markers: []shard.Marker{marker, 0}})
+		f.homes(t, 0, keys, shard.HomeReply{Marked: epochMS, Markers: []shard.Marker{marker, 0}})
 		// Until another key is marked, by whatever brings its marker.
 		f.load(t, 0, f.now, shard.Base{Key: "cold", Marker: 7})
-		f.homes(t, 0, keys, shard.HomeReply{Markers: []shard.Marker{marker, 7}})
+		f.homes(t, 0, keys, shard.HomeReply{Marked: epochMS + windowMS, Markers: []shard.Marker{marker, 7}})
 	},
 
 	"homes/markers that are put back": func(t *testing.T, f *fixture) {
 		f.add(t, 0, entry("a", 1))
 		must(t, f.RestoreMarkers(t.Context(), 0, map[string]shard.Marker{"hot": 5}))
-		f.homes(t, 0, []string{"hot"}, shard.HomeReply{Markers: []shard.Marker{5}})
+		f.homes(t, 0, []string{"hot"}, shard.HomeReply{Marked: epochMS, Markers: []shard.Marker{5}})
 		must(t, f.RestoreMarkers(t.Context(), 1, map[string]shard.Marker{"hot": 5}))
-		f.homes(t, 1, []string{"hot"}, shard.HomeReply{Drained: true, Markers: []shard.Marker{5}})
+		f.homes(t, 1, []string{"hot"}, shard.HomeReply{Markers: []shard.Marker{5}})
 	},
 
 	"read/shards and keys": func(t *testing.T, f *fixture) {

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"math"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/plusone-dev/plusone/internal/counter"
@@ -40,8 +41,10 @@ type stateLoader struct {
 	metrics *Metrics
 	log     *slog.Logger
 	queue   *groupcommit.Queue[*stateLoad]
-	// until is when the ledger is asked again after it has failed, zero while it works. Used by run alone.
-	until time.Time
+	// until is when the ledger is asked again after it has failed, zero while it works. Behind are the homes of which the ledger
+	// did not have all, when they were asked last. Used by run alone.
+	until  time.Time
+	behind []bool
 }
 
 // stateLoad is a like whose state is to be found out.
@@ -53,18 +56,33 @@ type stateLoad struct {
 	// asksID says that the like may have been done by the same id at the home of its key.
 	asksID bool
 
-	asked   bool      // the home of a pair that is away was asked for it
-	drained bool      // or it need not be, as the ledger has all that the home knows of a pair that is away
-	home    PairValue // what the home knows of it
-	claimed ClaimValue
-	micros  int64 // of the home, after it was found that the id is claimed
-	err     error // of the home
+	home    int        // of the key
+	asked   bool       // the home of a pair that is away was asked for it
+	atHome  PairValue  // what the home knows of it then
+	marked  int64      // the home's last window that may have something of it
+	claimed ClaimValue // of the home
+	micros  int64      // of the home, after it was found that the id is claimed
+	err     error      // of the home
+
+	ledger *ledgerAnswer
+	at     int // where the answer has it
+}
+
+// ledgerAnswer is what the ledger has said of likes, or why it has not.
+type ledgerAnswer struct {
+	LedgerLikes
+	err error
+}
+
+// drained reports whether the ledger had all that the home of a pair that is away knows of it.
+func (l *stateLoad) drained() bool {
+	return l.ledger.err == nil && l.marked <= l.ledger.Watermarks[l.home]
 }
 
 func newStateLoader(s *Store, ledger Ledger) *stateLoader {
 	l := &stateLoader{
 		scripts: s.scripts, ledger: ledger, submit: s.submit, pending: s.pending, clock: s.clock, shards: s.cfg.Shards,
-		cluster: s.cfg.Cluster, metrics: s.metrics, log: s.cfg.Logger, hurry: func() { s.writers[0].queue.Hurry() },
+		cluster: s.cfg.Cluster, behind: make([]bool, s.cfg.Shards), metrics: s.metrics, log: s.cfg.Logger, hurry: func() { s.writers[0].queue.Hurry() },
 	}
 	l.queue = groupcommit.New(groupcommit.Config[*stateLoad]{MaxQueue: maxQueuedStates, MaxBatch: maxStateBatch}, l.run)
 	return l
@@ -103,36 +121,70 @@ func settle(j *job, err error) {
 	}
 }
 
-// find asks the homes of pairs that are away, and then the ledger. In this order, a state that leaves a home's window
-// meanwhile is found in the ledger. It settles the likes that need not or must not be sent. If the ledger cannot be
-// asked, and the script has been, a like is what its home knew last, though the ledger may have a later state from the
+// find asks the homes of pairs that are away and the ledger, and settles the likes that need not or must not be sent. If the ledger
+// cannot be asked, and the script has been, a like is what its home knew last, though the ledger may have a later state from the
 // pair's place, or must be supposed; but not one that has a moment, since the ledger may know of a later one.
 func (l *stateLoader) find(ctx context.Context, loads []*stateLoad) {
-	l.askHomes(ctx, loads, !l.until.IsZero())
-	snapshot, err := l.askLedger(ctx, loads)
-	if err != nil {
-		l.askHomes(ctx, loads, true) // those that were left out
-	}
-	for i, load := range loads {
+	l.ask(ctx, loads)
+	for _, load := range loads {
 		p := &load.job.parts[0]
 		switch {
 		case load.err != nil:
 			settle(load.job, load.err)
 		case load.claimed.Known:
 			l.doneAtHome(load)
-		case err == nil:
-			p.known = newest(load.home, snapshot.States[i])
-			p.known.Watermark = snapshot.Watermarks[p.shard]
+		case load.ledger.err == nil:
+			p.known = newest(load.atHome, load.ledger.States[load.at])
+			p.known.Watermark = load.ledger.Watermarks[p.shard]
 		case load.first:
 		case load.job.change.SetAt != 0:
-			settle(load.job, fmt.Errorf("%w: %w", counter.ErrUnavailable, err))
-		case load.home.Known:
-			p.known = KnownLike{Source: LikeLoaded, PendingLike: load.home.PendingLike, Watermark: noSnapshot}
+			settle(load.job, fmt.Errorf("%w: %w", counter.ErrUnavailable, load.ledger.err))
+		case load.atHome.Known:
+			p.known = KnownLike{Source: LikeLoaded, PendingLike: load.atHome.PendingLike, Watermark: noSnapshot}
 			l.metrics.supposedLikes.Inc()
 		default:
 			p.known = KnownLike{Source: LikeSupposed}
 			l.metrics.supposedLikes.Inc()
 		}
+	}
+}
+
+// ask asks homes and the ledger: both at once, as each takes its time. By its watermark the ledger says itself whether it had what a
+// home knows of a pair, whichever answered first. If it did not, the home is asked for the pair, and the ledger after that: so a
+// state that leaves the home's windows meanwhile is found in the ledger.
+func (l *stateLoader) ask(ctx context.Context, loads []*stateLoad) {
+	var away []*stateLoad
+	behind := false
+	for _, load := range loads {
+		load.home = Home(load.job.change.Entries[0].Key, l.shards)
+		if load.home != load.job.parts[0].shard {
+			away = append(away, load)
+			behind = behind || l.behind[load.home]
+		}
+	}
+	if behind || len(away) == 0 {
+		l.askHomes(ctx, away)
+		l.askLedger(ctx, loads)
+	} else {
+		var asking sync.WaitGroup
+		asking.Go(func() { l.askHomes(ctx, away) })
+		l.askLedger(ctx, loads)
+		asking.Wait()
+	}
+	clear(l.behind)
+	var left []*stateLoad
+	for _, load := range away {
+		if load.err != nil || load.drained() {
+			continue
+		}
+		l.behind[load.home] = true
+		if !load.asked {
+			left = append(left, load)
+		}
+	}
+	if len(left) > 0 {
+		l.askPairs(ctx, left)
+		l.askLedger(ctx, left)
 	}
 }
 
@@ -167,10 +219,15 @@ func newest(home PairValue, ledger counter.LikeState) KnownLike {
 
 // askLedger reads the pairs' states, unless the ledger has failed just now, or has failed and the script may have the
 // answer.
-func (l *stateLoader) askLedger(ctx context.Context, loads []*stateLoad) (LedgerLikes, error) {
+func (l *stateLoader) askLedger(ctx context.Context, loads []*stateLoad) {
+	answer := &ledgerAnswer{}
+	for i, load := range loads {
+		load.ledger, load.at = answer, i
+	}
 	isSecond := func(load *stateLoad) bool { return !load.first }
 	if time.Now().Before(l.until) || !l.until.IsZero() && !slices.ContainsFunc(loads, isSecond) {
-		return LedgerLikes{}, errLedgerPause
+		answer.err = errLedgerPause
+		return
 	}
 	pairs := make([]counter.Pair, len(loads))
 	for i, load := range loads {
@@ -180,20 +237,19 @@ func (l *stateLoader) askLedger(ctx context.Context, loads []*stateLoad) (Ledger
 	ctx, cancel := context.WithTimeout(ctx, stateAttempt)
 	defer cancel()
 	started := time.Now()
-	snapshot, err := l.ledger.Likes(ctx, pairs)
-	if err == nil && (len(snapshot.Watermarks) != l.shards || len(snapshot.States) != len(pairs)) {
-		err = errLedgerAnswer
+	answer.LedgerLikes, answer.err = l.ledger.Likes(ctx, pairs)
+	if answer.err == nil && (len(answer.Watermarks) != l.shards || len(answer.States) != len(pairs)) {
+		answer.err = errLedgerAnswer
 	}
-	l.metrics.loadLikes(started, len(pairs), err)
+	l.metrics.loadLikes(started, len(pairs), answer.err)
 	switch {
-	case err != nil:
+	case answer.err != nil:
 		if l.until.IsZero() {
-			l.log.ErrorContext(ctx, "the ledger cannot be asked what likes are: they are taken provisionally", "error", err)
+			l.log.ErrorContext(ctx, "the ledger cannot be asked what likes are: they are taken provisionally", "error", answer.err)
 		}
 		l.until = time.Now().Add(statePause)
 	case !l.until.IsZero():
 		l.until = time.Time{}
 		l.log.InfoContext(ctx, "the ledger can be asked what likes are again")
 	}
-	return snapshot, err
 }

@@ -101,24 +101,29 @@ func (h *homes) Homes(ctx context.Context, groups []shard.KeyGroup) ([]shard.Hom
 }
 
 func (h *homes) Likes(ctx context.Context, groups []shard.PairGroup) ([][]shard.PairValue, error) {
+	values, err := h.Scripts.Likes(ctx, groups)
+	<-time.After(time.Millisecond) // so that what is asked meanwhile is seen to be
 	h.asked++
-	return h.Scripts.Likes(ctx, groups)
+	return values, err
 }
 
-// TestDrainedHomeIsNotAsked: what a home knows of a pair that is away is asked for unless the ledger has it, as far as the home can
-// tell: not one that went back in time to before the marker, nor if the ledger then cannot be asked.
+// TestDrainedHomeIsNotAsked: what a home knows of a pair that is away is asked for unless the ledger had it: not of a home that
+// went back in time to before the marker, nor if the ledger cannot be asked. What is asked of a home is asked before the ledger, at
+// once if the home was behind before.
 func TestDrainedHomeIsNotAsked(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
-		change func(*shard.HomeReply)
-		ledger error
-		asked  int
+		change         func(*shard.HomeReply)
+		ledger         error
+		homes, ledgers [2]int // asked for the first like, and for the next one
 	}{
-		"not drained":        {change: func(r *shard.HomeReply) { r.Drained = false }, asked: 1},
-		"drained":            {change: func(r *shard.HomeReply) { r.Drained = true }},
-		"without its marker": {change: func(r *shard.HomeReply) { r.Drained, r.Markers[0] = true, 0 }, asked: 1},
-		// Once for each script that the like takes: the first goes without what the ledger has.
-		"ledger down": {change: func(r *shard.HomeReply) { r.Drained = true }, ledger: errors.New("down"), asked: 2},
+		"behind":             {change: func(r *shard.HomeReply) { r.Marked = 1 }, homes: [2]int{1, 1}, ledgers: [2]int{2, 1}},
+		"drained":            {change: func(r *shard.HomeReply) { r.Marked = 0 }, ledgers: [2]int{1, 1}},
+		"without its marker": {change: func(r *shard.HomeReply) { r.Marked, r.Markers[0] = 0, 0 }, homes: [2]int{1, 1}, ledgers: [2]int{2, 1}},
+		// Once for each script that the like takes: the first goes without what the ledger has. The ledger is not asked again so soon.
+		"ledger down": {
+			change: func(r *shard.HomeReply) { r.Marked = 0 }, ledger: errors.New("down"), homes: [2]int{2, 2}, ledgers: [2]int{1, 0},
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -131,9 +136,18 @@ func TestDrainedHomeIsNotAsked(t *testing.T) {
 				value(t, s, key) // from which the store learns the marker
 				asked := &homes{Scripts: c.Scripts, change: test.change}
 				c.Scripts, c.err = asked, test.ledger
-				_, err = s.Apply(t.Context(), likeOf(key, nameAt(3)))
-				must(t, err)
-				equal(t, "homes asked", asked.asked, test.asked)
+				before := 0 // the ledger was asked last
+				c.asking = func() { before = asked.asked }
+				for i, actor := range []string{nameAt(3), nameAt(2)} {
+					asked.asked, c.asked = 0, 0
+					_, err = s.Apply(t.Context(), likeOf(key, actor))
+					must(t, err)
+					equal(t, "homes asked", asked.asked, test.homes[i])
+					equal(t, "ledger asked", c.asked, test.ledgers[i])
+					if test.ledger == nil {
+						equal(t, "homes asked before the ledger", before, test.homes[i])
+					}
+				}
 			})
 		})
 	}
@@ -184,6 +198,30 @@ func TestNewServerFindsIDAtHome(t *testing.T) {
 		c := newLikeTrips()
 		m := newMovedLike(t, c)
 		m.retry(t, c.newStore(t))
+	})
+}
+
+// unclaimed are scripts that do not say what ids are claimed.
+type unclaimed struct{ shard.Scripts }
+
+func (unclaimed) Claimed(context.Context, int, []counter.RequestID, int64) ([]shard.ClaimValue, error) {
+	return nil, counter.ErrUnavailable
+}
+
+// TestUnknownIDAtHomeFailsTheLike: a like that may have been done at its key's home by the same id is not done again.
+func TestUnknownIDAtHomeFailsTheLike(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newLikeTrips()
+		m, s := newMovedLike(t, c), c.store(t)
+		redis := c.Scripts
+		c.Scripts = unclaimed{redis}
+		value(t, s, m.change.Entries[0].Key) // from which the store learns the marker
+		if _, err := s.Apply(t.Context(), m.change); !errors.Is(err, counter.ErrUnavailable) {
+			t.Errorf("a like by an id that may be known: %v", err)
+		}
+		c.Scripts = redis
+		m.retry(t, s)
 	})
 }
 

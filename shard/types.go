@@ -224,8 +224,9 @@ type PairValue struct {
 
 // HomeReply is what a home answers about keys.
 type HomeReply struct {
-	// Drained says that the ledger has all that the shard knows of likes that its markers send elsewhere.
-	Drained bool
+	// Marked is the window that was the shard's newest when a key was last marked, math.MaxInt64 if the shard does not know. In
+	// later windows it takes no like that its markers send elsewhere.
+	Marked int64
 	// Markers in the order of the keys, 0 for none.
 	Markers []Marker
 }

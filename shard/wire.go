@@ -2,6 +2,7 @@ package shard
 
 import (
 	"errors"
+	"math"
 	"slices"
 	"strconv"
 
@@ -444,10 +445,11 @@ func parseHomeReply(message rueidis.RedisMessage, keys int) (HomeReply, error) {
 	if len(parts) != 2 {
 		return HomeReply{}, errAnswer
 	}
-	drained, err := parts[0].AsInt64()
-	if err != nil {
-		return HomeReply{}, err
+	reply := HomeReply{Marked: math.MaxInt64, Markers: make([]Marker, keys)}
+	if !parts[0].IsNil() {
+		if reply.Marked, err = parts[0].AsInt64(); err != nil {
+			return HomeReply{}, err
+		}
 	}
-	reply := HomeReply{Drained: drained == 1, Markers: make([]Marker, keys)}
 	return reply, eachNumber(parts[1], keys, func(i int, n int64) { reply.Markers[i] = Marker(n) })
 }

@@ -3,6 +3,7 @@ package twin
 import (
 	"context"
 	"fmt"
+	"math"
 	"strings"
 
 	"github.com/plusone-dev/plusone/internal/counter"
@@ -67,8 +68,10 @@ func (r *Redis) Homes(_ context.Context, groups []shard.KeyGroup) ([]shard.HomeR
 	replies := make([]shard.HomeReply, len(groups))
 	for i, g := range groups {
 		s := r.shards[g.Shard]
-		drained := s.marked != nil && (len(s.windows) == 0 || s.windows[0].id > *s.marked)
-		replies[i] = shard.HomeReply{Drained: drained, Markers: make([]shard.Marker, len(g.Keys))}
+		replies[i] = shard.HomeReply{Marked: math.MaxInt64, Markers: make([]shard.Marker, len(g.Keys))}
+		if s.marked != nil {
+			replies[i].Marked = *s.marked
+		}
 		for k, key := range g.Keys {
 			replies[i].Markers[k] = s.spread[key]
 		}
