@@ -16,7 +16,7 @@ func (s *Store) applyLike(ctx context.Context, c *counter.Change) (counter.Recei
 	fingerprint := fingerprintOf(c, &s.cfg.FingerprintKey)
 	at := -1 // the shard that the script was asked on
 	for range maxRounds {
-		j := newLikeJob(c, s.router.single(c, c.Entries, fingerprint))
+		j := s.pool.get(c, s.router.single(c, c.Entries, fingerprint))
 		p := &j.parts[0]
 		first := p.shard != at
 		at = p.shard
@@ -26,21 +26,29 @@ func (s *Store) applyLike(ctx context.Context, c *counter.Change) (counter.Recei
 		if err := wait(ctx, j); err != nil {
 			return counter.Receipt{}, err
 		}
+		receipt, err, rerouted := j.likeReceipt(), j.err, j.reroute
+		s.pool.put(j)
 		switch {
-		case j.err != nil:
-			return counter.Receipt{}, j.err
-		case p.outcome != 0:
+		case err != nil:
+			return counter.Receipt{}, err
+		case receipt.Outcome != 0:
 			s.lately.add(c.Pair())
-			return counter.Receipt{
-				Outcome: p.outcome, AsOf: time.UnixMicro(j.micros + 1), Changed: p.changed,
-				Provisional: p.outcome == counter.Applied && p.provisional(),
-				Count:       j.count, Batch: j.batch,
-			}, nil
-		case j.reroute:
+			return receipt, nil
+		case rerouted:
 			at = -1
 		}
 	}
 	return counter.Receipt{}, fmt.Errorf("%w: %w", counter.ErrUnavailable, errUnsettled)
+}
+
+// likeReceipt is that of a like. It has no outcome if the like is unsettled.
+func (j *job) likeReceipt() counter.Receipt {
+	p := &j.parts[0]
+	return counter.Receipt{
+		Outcome: p.outcome, AsOf: time.UnixMicro(j.micros + 1), Changed: p.changed,
+		Provisional: p.outcome == counter.Applied && p.provisional(),
+		Count:       j.count, Batch: j.batch,
+	}
 }
 
 // provisional reports whether a like was decided without knowing what the ledger has of it. One that was supposed and
@@ -52,14 +60,11 @@ func (p *part) provisional() bool {
 // send sends a like by way of the state loader, or to its lane if that has nothing to find out.
 func (s *Store) send(j *job, first bool) error {
 	c, p := &j.change, &j.parts[0]
-	load := &stateLoad{job: j, first: first}
-	if first {
-		load.asksID = s.mayBeAtHome(c, p)
-		if !load.asksID && s.lately.has(c.Pair()) {
-			return s.submit([]*job{j})
-		}
+	asksID := first && s.mayBeAtHome(c, p)
+	if first && !asksID && s.lately.has(c.Pair()) {
+		return s.submit([]*job{j})
 	}
-	if err := s.states.queue.Add(load); err != nil {
+	if err := s.states.add(j, first, asksID); err != nil {
 		return queueError(err)
 	}
 	return nil

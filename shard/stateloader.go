@@ -32,8 +32,8 @@ type stateLoader struct {
 	scripts Scripts
 	ledger  Ledger
 	submit  func([]*job) error
-	// hurry tells the lane of a standalone Redis that no more likes come before these are done.
-	hurry   func()
+	// flush waits until the lane of a standalone Redis has settled its likes, and tells it that no more come before.
+	flush   func(ctx context.Context)
 	pending func(ctx context.Context, shard int) (PendingWindows, error)
 	clock   *clock
 	shards  int
@@ -41,6 +41,7 @@ type stateLoader struct {
 	metrics *Metrics
 	log     *slog.Logger
 	queue   *groupcommit.Queue[*stateLoad]
+	pool    sync.Pool // of *stateLoad
 	// until is when the ledger is asked again after it has failed, zero while it works. Behind are the homes of which the ledger
 	// did not have all, when they were asked last. Used by run alone.
 	until  time.Time
@@ -49,6 +50,7 @@ type stateLoader struct {
 
 // stateLoad is a like whose state is to be found out.
 type stateLoad struct {
+	// job is nil once it was settled.
 	job *job
 	// first says that the script has not been asked. It is then if the ledger cannot be, and the ledger is not asked
 	// again for such likes alone when it has failed.
@@ -82,7 +84,7 @@ func (l *stateLoad) drained() bool {
 func newStateLoader(s *Store, ledger Ledger) *stateLoader {
 	l := &stateLoader{
 		scripts: s.scripts, ledger: ledger, submit: s.submit, pending: s.pending, clock: s.clock, shards: s.cfg.Shards,
-		cluster: s.cfg.Cluster, behind: make([]bool, s.cfg.Shards), metrics: s.metrics, log: s.cfg.Logger, hurry: func() { s.writers[0].queue.Hurry() },
+		cluster: s.cfg.Cluster, behind: make([]bool, s.cfg.Shards), metrics: s.metrics, log: s.cfg.Logger, flush: func(ctx context.Context) { s.writers[0].queue.Flush(ctx) },
 	}
 	l.queue = groupcommit.New(groupcommit.Config[*stateLoad]{MaxQueue: maxQueuedStates, MaxBatch: maxStateBatch}, l.run)
 	return l
@@ -92,33 +94,42 @@ func newStateLoader(s *Store, ledger Ledger) *stateLoader {
 // next likes share a query and a script, rather than to be halved between the two, and none is answered later.
 func (l *stateLoader) run(ctx context.Context, loads []*stateLoad) {
 	l.find(ctx, loads)
-	var last *job
+	sent := false
 	for _, load := range loads {
-		j := load.job
-		if j.taken.Load() {
-			continue // by its caller, who left, or by settle
+		if load.job == nil || load.job.taken.Load() {
+			continue // settled, or its caller has left
 		}
-		if err := l.submit([]*job{j}); err != nil {
-			settle(j, err)
+		if err := l.submit([]*job{load.job}); err != nil {
+			load.settle(err)
 			continue
 		}
-		last = j
+		sent = true
 	}
-	if last == nil || l.cluster {
-		return
+	for _, load := range loads {
+		*load = stateLoad{}
+		l.pool.Put(load)
 	}
-	l.hurry()
-	select {
-	case <-last.finished:
-	case <-ctx.Done():
+	if sent && !l.cluster {
+		l.flush(ctx)
 	}
 }
 
-// settle finishes a job that was not sent, unless its caller has left.
-func settle(j *job, err error) {
-	if j.taken.CompareAndSwap(false, true) {
-		j.finish(err)
+// add has a like sent when it is known what it is of which the script may know nothing.
+func (l *stateLoader) add(j *job, first, asksID bool) error {
+	load, ok := l.pool.Get().(*stateLoad)
+	if !ok {
+		load = &stateLoad{}
 	}
+	load.job, load.first, load.asksID = j, first, asksID
+	return l.queue.Add(load)
+}
+
+// settle finishes a job that was not sent, unless its caller has left. It may be used for another change from then on.
+func (l *stateLoad) settle(err error) {
+	if l.job.taken.CompareAndSwap(false, true) {
+		l.job.finish(err)
+	}
+	l.job = nil
 }
 
 // find asks the homes of pairs that are away and the ledger, and settles the likes that need not or must not be sent. If the ledger
@@ -130,15 +141,15 @@ func (l *stateLoader) find(ctx context.Context, loads []*stateLoad) {
 		p := &load.job.parts[0]
 		switch {
 		case load.err != nil:
-			settle(load.job, load.err)
+			load.settle(load.err)
 		case load.claimed.Known:
-			l.doneAtHome(load)
+			load.doneAtHome()
 		case load.ledger.err == nil:
 			p.known = newest(load.atHome, load.ledger.States[load.at])
 			p.known.Watermark = load.ledger.Watermarks[p.shard]
 		case load.first:
 		case load.job.change.SetAt != 0:
-			settle(load.job, fmt.Errorf("%w: %w", counter.ErrUnavailable, load.ledger.err))
+			load.settle(fmt.Errorf("%w: %w", counter.ErrUnavailable, load.ledger.err))
 		case load.atHome.Known:
 			p.known = KnownLike{Source: LikeLoaded, PendingLike: load.atHome.PendingLike, Watermark: noSnapshot}
 			l.metrics.supposedLikes.Inc()
@@ -189,19 +200,15 @@ func (l *stateLoader) ask(ctx context.Context, loads []*stateLoad) {
 }
 
 // doneAtHome answers a like that was done at its key's home before the key was spread.
-func (l *stateLoader) doneAtHome(load *stateLoad) {
-	j, p := load.job, &load.job.parts[0]
-	if !j.taken.CompareAndSwap(false, true) {
-		return
-	}
-	changed, same := p.id.repeated(load.claimed.Value, j.change.Like)
+func (l *stateLoad) doneAtHome() {
+	p := &l.job.parts[0]
+	changed, same := p.id.repeated(l.claimed.Value, l.job.change.Like)
 	if !same {
-		j.finish(counter.ErrRequestIDReused)
+		l.settle(counter.ErrRequestIDReused)
 		return
 	}
-	p.outcome, p.changed = counter.Duplicate, changed
-	j.micros = load.micros
-	j.finish(nil)
+	p.outcome, p.changed, l.job.micros = counter.Duplicate, changed, l.micros
+	l.settle(nil)
 }
 
 // newest is what the home, which may know nothing, and the ledger make of a pair.

@@ -214,7 +214,6 @@ func wait(ctx context.Context, j *job) error {
 		return nil
 	}
 	if j.taken.CompareAndSwap(false, true) {
-		j.finish(nil) // for the state loader
 		return callerLeft(left)
 	}
 	select {

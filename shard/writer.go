@@ -42,8 +42,6 @@ type job struct {
 	// alone: the job is sent by itself, because merged with others it might overflow, or as it is a reset.
 	alone bool
 	done  chan struct{} // gets one message, when the result is there
-	// finished is closed then, for others than the caller; nil if there are none.
-	finished chan struct{}
 
 	// The result, for the caller once it was told that the job is done.
 	err     error
@@ -68,27 +66,17 @@ func (p *jobPool) get(c *counter.Change, parts ...part) *job {
 }
 
 // put takes back a job that is done, of which its caller was told, and whose results were read. One whose caller has
-// left stays with the lane.
+// left stays with the lane or the state loader.
 func (p *jobPool) put(j *job) {
 	done := j.done
 	*j = job{done: done}
 	p.pool.Put(j)
 }
 
-// newLikeJob makes a job that the state loader holds too, so it is none of a pool.
-func newLikeJob(c *counter.Change, p part) *job {
-	j := &job{change: *c, done: make(chan struct{}, 1), finished: make(chan struct{})}
-	j.parts = append(j.single[:0], p)
-	return j
-}
-
 func (j *job) weight() int { return len(j.parts) + len(j.change.Entries) }
 
 func (j *job) finish(err error) {
 	j.err = err
-	if j.finished != nil {
-		close(j.finished)
-	}
 	j.done <- struct{}{}
 }
 

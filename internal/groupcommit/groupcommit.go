@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 )
@@ -57,6 +58,9 @@ type Queue[T any] struct {
 	items  []T // items[:head] were taken
 	head   int
 	weight int // of items[head:]
+	// added and ran count items; flushes are in the order of what they wait for.
+	added, ran uint64
+	flushes    []flush
 	// refused counts items that found no room.
 	refused uint64
 
@@ -65,6 +69,12 @@ type Queue[T any] struct {
 	gathering bool
 	// pace is used by the runner alone.
 	pace pace
+}
+
+// flush waits until so many items have run.
+type flush struct {
+	after uint64
+	done  chan struct{}
 }
 
 // pace tells whether a queue is busy, by the weight that was taken in a period, and how long a batch takes.
@@ -105,6 +115,7 @@ func (q *Queue[T]) Add(item T) error {
 	}
 	q.items = append(q.items, item)
 	q.weight += w
+	q.added++
 	idle := q.idle
 	q.idle = false
 	enough := q.gathering && q.weight >= q.cfg.Gather.Enough
@@ -148,7 +159,7 @@ func (q *Queue[T]) Close(ctx context.Context) error {
 	q.closed = true
 	q.mu.Unlock()
 	q.wake.Signal()
-	q.Hurry()
+	q.hurry()
 	select {
 	case <-q.done:
 		return nil
@@ -159,8 +170,37 @@ func (q *Queue[T]) Close(ctx context.Context) error {
 	return context.Cause(ctx)
 }
 
-// Hurry ends the wait of a batch that gathers, for whoever knows that what waits is all that is to come before it has run.
-func (q *Queue[T]) Hurry() {
+// Flush ends the wait of a batch that gathers, and returns when all that was added before has run, or ctx is done. It is for whoever
+// knows that nothing else is to come before that.
+func (q *Queue[T]) Flush(ctx context.Context) {
+	q.mu.Lock()
+	if q.ran == q.added {
+		q.mu.Unlock()
+		return
+	}
+	f := flush{after: q.added, done: make(chan struct{})}
+	q.flushes = append(q.flushes, f)
+	q.mu.Unlock()
+	q.hurry()
+	select {
+	case <-f.done:
+	case <-ctx.Done():
+	}
+}
+
+// hasRun counts the items of a batch, and tells those who wait for them.
+func (q *Queue[T]) hasRun(items int) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.ran += uint64(items)
+	for len(q.flushes) > 0 && q.flushes[0].after <= q.ran {
+		close(q.flushes[0].done)
+		q.flushes = slices.Delete(q.flushes, 0, 1)
+	}
+}
+
+// hurry ends the wait of a batch that gathers.
+func (q *Queue[T]) hurry() {
 	q.mu.Lock()
 	gathering := q.gathering
 	q.gathering = false
@@ -187,6 +227,7 @@ func (q *Queue[T]) loop(ctx context.Context) {
 			q.pace.ran = time.Now()
 		}
 		q.run(ctx, batch)
+		q.hasRun(len(batch))
 		clear(batch) // or what the items refer to would live until the next batch
 		batch = batch[:0]
 	}
