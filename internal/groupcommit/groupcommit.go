@@ -36,8 +36,15 @@ type Config[T any] struct {
 	Yield bool
 }
 
-// Gather lets a batch of a busy queue wait until the weight Enough is there, for twice as long as the last batch took
-// and for Wait at most. Busy is a queue to which a quarter of Enough comes in each Wait.
+// Gather lets a batch of a busy queue wait for more items: until the weight Enough is there, or most of the items that can
+// be expected, and for Wait at most. Busy is a queue to which a quarter of Enough comes in each Wait.
+//
+// What can be expected is known from the last batch. A caller who waits for an answer has one item: when a batch has ended,
+// those whom it answered may add one each, and the others' are in the queue. Most are three quarters of both: to wait for all
+// would be to wait for the slowest, and for some who never come.
+//
+// Items that come at a steady rate, whatever is answered, wait for about twice as long as a batch takes. If it takes t, and
+// began c after the one before, both are what comes in c+t, and the next one begins 3/4(c+t) after it: this settles at 3t.
 type Gather struct {
 	Enough int
 	Wait   time.Duration
@@ -64,11 +71,13 @@ type Queue[T any] struct {
 	// refused counts items that found no room.
 	refused uint64
 
-	// enough gets a message when Enough is waiting, if the runner waits for that.
+	// enough gets a message when enough is waiting, if the runner waits for that.
 	enough    chan struct{}
 	gathering bool
-	// pace is used by the runner alone.
+	most      int // so many items are enough too, whatever they weigh
+	// What follows is used by the runner alone.
 	pace pace
+	last int // items of the last batch
 }
 
 // flush waits until so many items have run.
@@ -77,12 +86,11 @@ type flush struct {
 	done  chan struct{}
 }
 
-// pace tells whether a queue is busy, by the weight that was taken in a period, and how long a batch takes.
+// pace tells whether a queue is busy, by the weight that was taken in a period.
 type pace struct {
 	since time.Time
 	taken int
 	busy  bool
-	ran   time.Time // when the last batch began
 }
 
 // periodWaits is how many times Gather.Wait a period has.
@@ -118,7 +126,7 @@ func (q *Queue[T]) Add(item T) error {
 	q.added++
 	idle := q.idle
 	q.idle = false
-	enough := q.gathering && q.weight >= q.cfg.Gather.Enough
+	enough := q.gathering && q.gathered()
 	if enough {
 		q.gathering = false
 	}
@@ -223,11 +231,9 @@ func (q *Queue[T]) loop(ctx context.Context) {
 		if len(batch) == 0 {
 			return
 		}
-		if q.cfg.Gather.Wait > 0 {
-			q.pace.ran = time.Now()
-		}
 		q.run(ctx, batch)
 		q.hasRun(len(batch))
+		q.last = len(batch)
 		clear(batch) // or what the items refer to would live until the next batch
 		batch = batch[:0]
 	}
@@ -241,19 +247,20 @@ func (q *Queue[T]) gather() {
 	}
 	now := time.Now()
 	if period := now.Sub(q.pace.since); period >= periodWaits*g.Wait {
-		q.pace = pace{since: now, ran: q.pace.ran, busy: int64(q.pace.taken)*int64(g.Wait)*4 >= int64(g.Enough)*int64(period)}
+		q.pace = pace{since: now, busy: int64(q.pace.taken)*int64(g.Wait)*4 >= int64(g.Enough)*int64(period)}
 	}
 	if !q.pace.busy {
 		return
 	}
 	q.mu.Lock()
-	q.gathering = q.weight < g.Enough && !q.closed
+	q.most = max(1, (q.last+len(q.items)-q.head)*3/4)
+	q.gathering = !q.gathered() && !q.closed
 	gathering := q.gathering
 	q.mu.Unlock()
 	if !gathering {
 		return
 	}
-	timer := time.NewTimer(min(g.Wait, 2*now.Sub(q.pace.ran)))
+	timer := time.NewTimer(g.Wait)
 	defer timer.Stop()
 	select {
 	case <-q.enough:
@@ -267,6 +274,11 @@ func (q *Queue[T]) gather() {
 	if late { // whoever ended it meanwhile says so
 		<-q.enough
 	}
+}
+
+// gathered reports whether a batch need not wait. The caller holds mu.
+func (q *Queue[T]) gathered() bool {
+	return q.weight >= q.cfg.Gather.Enough || len(q.items)-q.head >= q.most
 }
 
 // yield lets others go first once something waits.

@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -230,7 +231,7 @@ func TestABusyQueueLetsItemsGather(t *testing.T) {
 			smallest, largest int
 		}{
 			{"quiet", 500 * time.Microsecond, time.Millisecond, 1, 3}, // a fifth of what is busy
-			{"busy, for twice a batch", 200 * time.Microsecond, time.Millisecond, 14, 16},
+			{"busy, for about twice a batch", 200 * time.Microsecond, time.Millisecond, 12, 15},
 			{"busy, until there is enough", 50 * time.Microsecond, 3 * time.Millisecond, enough, 62},
 			{"busy, for no longer than it may", 300 * time.Microsecond, 3 * time.Millisecond, 22, 25},
 			{"quiet again", 500 * time.Microsecond, time.Millisecond, 1, 3},
@@ -245,43 +246,104 @@ func TestABusyQueueLetsItemsGather(t *testing.T) {
 	})
 }
 
+// TestABatchWaitsForThoseWhoComeBack: callers who wait for an answer each share batches, however few they are beside what is
+// enough, and wait for no longer than that needs, though some of them take long.
+func TestABatchWaitsForThoseWhoComeBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const callers, lasting = 20, 200 * time.Millisecond
+		var batches atomic.Int64
+		q := groupcommit.New(groupcommit.Config[chan struct{}]{
+			MaxQueue: 1000, MaxBatch: 1000, Gather: groupcommit.Gather{Enough: 2 * callers, Wait: 4 * time.Millisecond},
+		}, func(_ context.Context, batch []chan struct{}) {
+			<-time.After(time.Millisecond)
+			batches.Add(1)
+			for _, done := range batch {
+				close(done)
+			}
+		})
+		for _, c := range []struct {
+			slow int // callers who are away for 20 ms between two items, the others for half of one at most
+			// Answers to the others, and batches. Without a wait there is one batch in each of the 200 ms, with 10 answers if
+			// nobody is slow; a wait for all that are enough lasts for 4 ms each time.
+			fewest, most int64
+		}{{0, 2200, 170}, {4, 1750, 170}, {8, 1100, 170}} {
+			began, before := time.Now(), batches.Load()
+			var answers atomic.Int64
+			var group sync.WaitGroup
+			for i := range callers {
+				away := time.Duration(i%5+1) * 100 * time.Microsecond
+				if i < c.slow {
+					away = 20 * time.Millisecond
+				}
+				group.Go(func() {
+					for time.Since(began) < lasting {
+						done := make(chan struct{})
+						if err := q.Add(done); err != nil {
+							t.Error(err)
+							return
+						}
+						<-done
+						if i >= c.slow {
+							answers.Add(1)
+						}
+						<-time.After(away)
+					}
+				})
+			}
+			group.Wait()
+			if a, b := answers.Load(), batches.Load()-before; a < c.fewest || b > c.most {
+				t.Errorf("%d slow callers: %d answers by %d batches, want %d or more by %d or fewer", c.slow, a, b, c.fewest, c.most)
+			}
+		}
+		if err := q.Close(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // What gathers is run at once when the queue is closed, and when somebody waits for it.
 func TestTheWaitIsEnded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const wait, lasts = time.Second, time.Second / 2
-		ran := 0
+		var running atomic.Bool
+		var size, ran atomic.Int64
+		added := int64(0)
 		q := groupcommit.New(groupcommit.Config[int]{
 			MaxQueue: 100_000, MaxBatch: 100_000, Gather: groupcommit.Gather{Enough: 1000, Wait: wait},
 		}, func(_ context.Context, batch []int) {
-			ran += len(batch)
+			running.Store(true)
+			size.Store(int64(len(batch)))
+			ran.Add(int64(len(batch)))
 			<-time.After(lasts)
+			running.Store(false)
 		})
-		added := 0
-		for began := time.Now(); time.Since(began) < 20*wait; added++ {
-			add(t, q, 1)
-			<-time.After(wait / 500)
-		}
-		<-time.After(wait + 2*lasts)
-		gathered := 0
-		for range 5 {
+		// gather adds items until a large batch runs, then one more, and returns when that batch has ended and the item waits.
+		gather := func() {
+			t.Helper()
+			for began := time.Now(); !running.Load() || size.Load() < 100 || time.Since(began) < 20*wait; added++ {
+				add(t, q, 1)
+				<-time.After(wait / 500)
+				synctest.Wait()
+			}
 			add(t, q, 1)
 			added++
+			<-time.After(lasts)
 			synctest.Wait()
-			gathered += added - ran
-			began := time.Now()
-			q.Flush(t.Context())
-			if took := time.Since(began); ran != added || took != lasts {
-				t.Errorf("%d of %d items ran when all had come, in %v", ran, added, took)
+			if running.Load() || ran.Load() == added {
+				t.Error("no item waits for others")
 			}
 		}
-		if gathered == 0 {
-			t.Error("no item waited for others")
+		gather()
+		began := time.Now()
+		q.Flush(t.Context())
+		if took := time.Since(began); ran.Load() != added || took != lasts {
+			t.Errorf("%d of %d items ran, in %v", ran.Load(), added, took)
 		}
-		add(t, q, 1)
+		gather()
 		closing := time.Now()
 		mustClose(t, q)
-		if took := time.Since(closing); ran != added+1 || took > lasts {
-			t.Errorf("%d of %d items ran, in %v", ran, added+1, took)
+		if took := time.Since(closing); ran.Load() != added || took > lasts {
+			t.Errorf("%d of %d items ran, in %v", ran.Load(), added, took)
 		}
 	})
 }
