@@ -120,7 +120,7 @@ func newWriter(s *Store) *writer {
 	}
 	w.queue = groupcommit.New(groupcommit.Config[*job]{
 		MaxQueue: maxQueueEntries, MaxBatch: maxBatchEntries, Weigh: (*job).weight,
-		Gather: groupcommit.Gather{Enough: gatherWeight, Wait: gatherWait},
+		Gather: groupcommit.Gather{Enough: gatherWeight, Wait: gatherWait}, Yield: true,
 	}, w.run)
 	return w
 }

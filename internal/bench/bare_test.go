@@ -83,7 +83,7 @@ func newBare(stores string, asks bool) (*bareService, error) {
 		s.shards[i].sums = map[string]int64{}
 	}
 	s.queue = groupcommit.New(groupcommit.Config[*bareCall]{
-		MaxQueue: 1 << 16, MaxBatch: 1 << 12, Gather: groupcommit.Gather{Enough: 128, Wait: 4 * time.Millisecond},
+		MaxQueue: 1 << 16, MaxBatch: 1 << 12, Gather: groupcommit.Gather{Enough: 128, Wait: 4 * time.Millisecond}, Yield: true,
 	}, s.run)
 	if s.ledger, err = pgxpool.New(context.Background(), ledger); err != nil {
 		return nil, err
