@@ -278,7 +278,7 @@ func (q *Queue[T]) gather() {
 
 // gathered reports whether a batch need not wait. The caller holds mu.
 func (q *Queue[T]) gathered() bool {
-	return q.weight >= q.cfg.Gather.Enough || len(q.items)-q.head >= q.most
+	return q.weight >= q.cfg.Gather.Enough || len(q.items)-q.head >= q.most || len(q.flushes) > 0
 }
 
 // yield lets others go first once something waits.
