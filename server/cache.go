@@ -10,9 +10,7 @@ import (
 
 	"github.com/maypok86/otter/v2"
 	"github.com/maypok86/otter/v2/stats"
-	"google.golang.org/protobuf/types/known/timestamppb"
 
-	plusonev1 "github.com/plusone-dev/plusone/api/plusone/v1"
 	"github.com/plusone-dev/plusone/internal/counter"
 	"github.com/plusone-dev/plusone/internal/deadline"
 )
@@ -22,8 +20,9 @@ import (
 // not worth a fetch that nobody may need.
 const hotHits = 10
 
-// entryBytes is the memory of an entry besides its key: the entry, its place, the map's node and slot.
-const entryBytes = int64(unsafe.Sizeof(entry{})+unsafe.Sizeof(place{})) + 160
+// entryBytes is the memory of an entry besides its key and the key in its answer: the entry, what else is in its answer, its
+// place, the map's node and slot.
+const entryBytes = int64(unsafe.Sizeof(entry{})+unsafe.Sizeof(place{})) + 40 + 160
 
 // freshness is what a read asks of its answer.
 type freshness struct {
@@ -34,42 +33,42 @@ type freshness struct {
 	minAsOf time.Time
 }
 
-// entry is the count of a key as it was fetched at one time. It holds its own answer: several calls may
-// send it at once, and nobody changes it.
+// entry is the count of a key as it was fetched at one time, with the answer of all calls that it answers.
 type entry struct {
-	response plusonev1.GetResponse
-	count    plusonev1.Count
-	asOfSent timestamppb.Timestamp
-
-	asOf time.Time
+	count counter.Count
 	// began and ended are when the fetch did, by the cache's clock.
 	began, ended time.Duration
 
 	// hits counts up to hotHits and stops, so that a hot entry is only read.
 	hits       atomic.Uint32
 	refreshing atomic.Bool
+
+	answer answer
 }
 
 // newEntry takes key from the request, and so does not depend on the store to repeat it.
-func newEntry(key string, c counter.Count, began, ended time.Duration) *entry {
-	e := &entry{asOf: c.AsOf, began: began, ended: ended}
-	e.asOfSent.Seconds, e.asOfSent.Nanos = c.AsOf.Unix(), int32(c.AsOf.Nanosecond())
-	e.count.Key, e.count.Count, e.count.Likes, e.count.AsOf = key, c.Value, c.Likes, &e.asOfSent
-	e.response.Count = &e.count
-	return e
+func newEntry(key string, c counter.Count, began, ended time.Duration) (*entry, error) {
+	c.Key = key
+	e := &entry{count: c, began: began, ended: ended}
+	if err := e.answer.encode(&e.count, false); err != nil {
+		return nil, err
+	}
+	return e, nil
 }
 
-// staleCount is the entry's count, marked stale.
-func (e *entry) staleCount() *plusonev1.Count {
-	return &plusonev1.Count{
-		Key: e.count.Key, Count: e.count.Count, Likes: e.count.Likes, AsOf: &e.asOfSent, Stale: true,
+// staleAnswer is the answer with the entry's count, marked stale.
+func (e *entry) staleAnswer() (*answer, error) {
+	a := &answer{}
+	if err := a.encode(&e.count, true); err != nil {
+		return nil, err
 	}
+	return a, nil
 }
 
 // meets reports whether the entry may answer a request that arrived at the moment now and whose maxAge is
 // not 0.
 func (e *entry) meets(want freshness, now time.Duration) bool {
-	return now-e.began <= want.maxAge && !e.asOf.Before(want.minAsOf)
+	return now-e.began <= want.maxAge && !e.count.AsOf.Before(want.minAsOf)
 }
 
 // supersedes reports whether e is at least as new as old. The store's clock decides between fetches that
@@ -78,8 +77,8 @@ func (e *entry) supersedes(old *entry) bool {
 	if e.began > old.ended {
 		return true
 	}
-	if !e.asOf.Equal(old.asOf) {
-		return e.asOf.After(old.asOf)
+	if !e.count.AsOf.Equal(old.count.AsOf) {
+		return e.count.AsOf.After(old.count.AsOf)
 	}
 	return e.began >= old.began
 }
@@ -143,7 +142,7 @@ func newCountCache(store Store, maxBytes int64, timeout time.Duration, maxLoads 
 	entries, err := otter.New(&otter.Options[string, *place]{
 		MaximumWeight: uint64(maxBytes),
 		Weigher: func(key string, _ *place) uint32 {
-			return uint32(min(int64(len(key))+entryBytes, math.MaxUint32))
+			return uint32(min(2*int64(len(key))+entryBytes, math.MaxUint32))
 		},
 		StatsRecorder: evictions{m},
 		Logger:        &otter.NoopLogger{},
@@ -197,8 +196,13 @@ func (c *countCache) put(e *entry) {
 // keep keeps a count that others than the cache have read, after the moment sent. Many callers may have the same one.
 func (c *countCache) keep(count *counter.Count, sent time.Time) {
 	began := sent.Sub(c.start)
-	if e := c.lastKnown(count.Key); e == nil || e.began != began || !e.asOf.Equal(count.AsOf) {
-		c.put(newEntry(count.Key, *count, began, c.now()))
+	if e := c.lastKnown(count.Key); e == nil || e.began != began || !e.count.AsOf.Equal(count.AsOf) {
+		e, err := newEntry(count.Key, *count, began, c.now())
+		if err != nil {
+			c.log.loadFailed(err)
+			return
+		}
+		c.put(e)
 	}
 }
 

@@ -52,7 +52,7 @@ func (s *clockStore) fail(err error) { s.err.Store(&err) }
 
 func get(t *testing.T, s *counterService, req *plusonev1.GetRequest) *plusonev1.Count {
 	t.Helper()
-	resp, err := s.Get(t.Context(), req)
+	resp, err := getMessage(t.Context(), s, req)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -118,9 +118,8 @@ func TestFreshReadsShareTheNextLoad(t *testing.T) {
 							t.Error(r.err)
 							return
 						}
-						wantCount(t, &r.entry.count, want, false)
-						if r.entry.asOf.Before(began) {
-							t.Errorf("as of %v before the call", began.Sub(r.entry.asOf))
+						if c := r.entry.count; c.Value != want || c.AsOf.Before(began) {
+							t.Errorf("got %d, want %d, as of %v before the call", c.Value, want, began.Sub(c.AsOf))
 						}
 						if took := time.Since(began); took != after {
 							t.Errorf("read %d took %v, want %v", want, took, after)
@@ -174,7 +173,7 @@ func TestConcurrentMissesAreOneLoad(t *testing.T) {
 		}
 		synctest.Wait()
 		wg.Go(func() { // joins the load of k and makes one of its own
-			resp, err := s.BatchGet(t.Context(), &plusonev1.BatchGetRequest{Keys: []string{"k", "l", "m", "l"}})
+			resp, err := batchGetMessage(t.Context(), s, &plusonev1.BatchGetRequest{Keys: []string{"k", "l", "m", "l"}})
 			if err != nil || len(resp.Counts) != 4 {
 				t.Errorf("got %v, %v", resp, err)
 			}
@@ -191,16 +190,16 @@ func TestFreshReadDoesNotJoinOlderLoad(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := &clockStore{latency: time.Second}
 		s := newService(t, store, Config{})
-		go func() { _, _ = s.Get(t.Context(), &plusonev1.GetRequest{Key: "k"}) }()
+		go func() { _, _ = getMessage(t.Context(), s, &plusonev1.GetRequest{Key: "k"}) }()
 		synctest.Wait()
 		time.Sleep(100 * time.Millisecond)
 		wantCount(t, get(t, s, &plusonev1.GetRequest{Key: "k", MaxAge: durationpb.New(0)}), 2, false)
 
-		go func() { _, _ = s.Get(t.Context(), &plusonev1.GetRequest{Key: "l"}) }()
+		go func() { _, _ = getMessage(t.Context(), s, &plusonev1.GetRequest{Key: "l"}) }()
 		synctest.Wait()
 		time.Sleep(100 * time.Millisecond)
 		wantCount(t, get(t, s, &plusonev1.GetRequest{Key: "l", MaxAge: durationpb.New(99 * time.Millisecond)}), 4, false)
-		go func() { _, _ = s.Get(t.Context(), &plusonev1.GetRequest{Key: "m"}) }()
+		go func() { _, _ = getMessage(t.Context(), s, &plusonev1.GetRequest{Key: "m"}) }()
 		synctest.Wait()
 		time.Sleep(100 * time.Millisecond)
 		wantCount(t, get(t, s, &plusonev1.GetRequest{Key: "m", MaxAge: durationpb.New(100 * time.Millisecond)}), 5, false)
@@ -218,7 +217,7 @@ func TestSharedLoadOutlivesItsFirstCaller(t *testing.T) {
 		began := time.Now()
 		var wg sync.WaitGroup
 		wg.Go(func() {
-			_, err := s.Get(hasty, &plusonev1.GetRequest{Key: "k"})
+			_, err := getMessage(hasty, s, &plusonev1.GetRequest{Key: "k"})
 			wantFailure(t, err, failure{code: codes.Unavailable, reason: "STORE_UNAVAILABLE", retry: true})
 			if took := time.Since(began); took != 90*time.Millisecond {
 				t.Errorf("answered after %v", took)
@@ -283,12 +282,12 @@ func TestBatchRefreshIsOneLoad(t *testing.T) {
 			req.Keys = append(req.Keys, fmt.Sprint("k", i))
 		}
 		for range hotHits + 1 {
-			if _, err := s.BatchGet(t.Context(), req); err != nil {
+			if _, err := batchGetMessage(t.Context(), s, req); err != nil {
 				t.Fatal(err)
 			}
 		}
 		time.Sleep(4500 * time.Millisecond)
-		if _, err := s.BatchGet(t.Context(), req); err != nil {
+		if _, err := batchGetMessage(t.Context(), s, req); err != nil {
 			t.Fatal(err)
 		}
 		synctest.Wait()
@@ -330,7 +329,7 @@ func TestRefreshesAreBounded(t *testing.T) {
 func TestOlderValueDoesNotReplaceNewer(t *testing.T) {
 	t.Parallel()
 	at := func(began, ended time.Duration, asOf int) *entry {
-		return newEntry("k", counter.Count{Value: int64(asOf), AsOf: storeTime.Add(time.Duration(asOf))}, began, ended)
+		return entryOf(t, "k", counter.Count{Value: int64(asOf), AsOf: storeTime.Add(time.Duration(asOf))}, began, ended)
 	}
 	for name, tc := range map[string]struct {
 		old, next *entry
@@ -366,7 +365,7 @@ func TestCacheIsBoundedByMemory(t *testing.T) {
 	}
 	before := heap()
 	for i := range 100_000 {
-		s.cache.put(newEntry(fmt.Sprintf("views/post:%012d", i), counter.Count{AsOf: storeTime}, 0, 0))
+		s.cache.put(entryOf(t, fmt.Sprintf("views/post:%012d", i), counter.Count{AsOf: storeTime}, 0, 0))
 	}
 	s.cache.entries.CleanUp()
 	used := int64(heap()) - int64(before)
@@ -390,7 +389,7 @@ func TestLoadsAreBounded(t *testing.T) {
 			wg.Go(func() { get(t, s, &plusonev1.GetRequest{Key: fmt.Sprint(i)}) })
 		}
 		synctest.Wait()
-		_, err := s.Get(t.Context(), &plusonev1.GetRequest{Key: "more"})
+		_, err := getMessage(t.Context(), s, &plusonev1.GetRequest{Key: "more"})
 		wantFailure(t, err, failure{code: codes.ResourceExhausted, reason: "OVERLOADED", retry: true})
 		wg.Wait()
 		get(t, s, &plusonev1.GetRequest{Key: "more"})
@@ -405,10 +404,10 @@ func TestBrokenStoreFailsOnlyTheLoad(t *testing.T) {
 	store := &scriptedStore{}
 	s := newService(t, store, Config{})
 	store.counts = func(context.Context, []string) []counter.Reading { panic("broken") }
-	_, err := s.Get(t.Context(), &plusonev1.GetRequest{Key: "k"})
+	_, err := getMessage(t.Context(), s, &plusonev1.GetRequest{Key: "k"})
 	wantFailure(t, err, failure{code: codes.Internal, reason: "INTERNAL"})
 	store.counts = func(context.Context, []string) []counter.Reading { return nil }
-	_, err = s.Get(t.Context(), &plusonev1.GetRequest{Key: "k"})
+	_, err = getMessage(t.Context(), s, &plusonev1.GetRequest{Key: "k"})
 	wantFailure(t, err, failure{code: codes.Internal, reason: "INTERNAL"})
 	store.counts = nil
 	wantCount(t, get(t, s, &plusonev1.GetRequest{Key: "k"}), 1, false)
@@ -435,7 +434,7 @@ func TestCacheUnderConcurrency(t *testing.T) {
 			for i := range 500 {
 				key := fmt.Sprint("k", (g*i)%300)
 				maxAge := durationpb.New(time.Duration(i%3) * time.Millisecond)
-				c, err := s.Get(t.Context(), &plusonev1.GetRequest{Key: key, MaxAge: maxAge})
+				c, err := getMessage(t.Context(), s, &plusonev1.GetRequest{Key: key, MaxAge: maxAge})
 				if err != nil {
 					if f := failureOf(t, err); f.code != codes.Unavailable {
 						t.Errorf("%v", err)
@@ -446,7 +445,7 @@ func TestCacheUnderConcurrency(t *testing.T) {
 					t.Errorf("asked %s, got %v after %d", key, c.Count, last[key])
 				}
 				last[key] = c.Count.Count
-				_, _ = s.BatchGet(t.Context(), &plusonev1.BatchGetRequest{Keys: []string{key, "k1", "k2"}, MaxAge: maxAge})
+				_, _ = batchGetMessage(t.Context(), s, &plusonev1.BatchGetRequest{Keys: []string{key, "k1", "k2"}, MaxAge: maxAge})
 			}
 		})
 	}
@@ -466,7 +465,7 @@ func BenchmarkGetHit(b *testing.B) {
 	b.ReportAllocs()
 	b.RunParallel(func(pb *testing.PB) {
 		for pb.Next() {
-			if _, err := s.Get(context.Background(), req); err != nil {
+			if _, err := s.get(context.Background(), req); err != nil {
 				b.Error(err)
 				return
 			}
@@ -479,7 +478,7 @@ func BenchmarkGetMiss(b *testing.B) {
 	req := &plusonev1.GetRequest{Key: "views/post:1234567", MaxAge: durationpb.New(0)}
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, err := s.Get(context.Background(), req); err != nil {
+		if _, err := s.get(context.Background(), req); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -493,7 +492,7 @@ func BenchmarkBatchGetHits(b *testing.B) {
 	}
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, err := s.BatchGet(context.Background(), req); err != nil {
+		if _, err := s.batchGet(context.Background(), req); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -26,6 +26,17 @@ func newCodec(m *metrics) *codec {
 	return &codec{CodecV2: encoding.GetCodecV2(encodingproto.Name), metrics: m}
 }
 
+// Marshal implements encoding.CodecV2.
+func (c *codec) Marshal(v any) (mem.BufferSlice, error) {
+	switch v := v.(type) {
+	case *answer:
+		return v.buffers[:], nil
+	case answers:
+		return v.join(), nil
+	}
+	return c.CodecV2.Marshal(v)
+}
+
 // Unmarshal implements encoding.CodecV2.
 func (c *codec) Unmarshal(data mem.BufferSlice, v any) error {
 	call, ok := v.(*arrival)

@@ -3,8 +3,10 @@ package server
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	plusonev1 "github.com/plusone-dev/plusone/api/plusone/v1"
@@ -23,6 +25,37 @@ type counterService struct {
 	gate    *gate // nil lets everything in
 
 	deadlines *deadline.Timers
+}
+
+// register registers the service. Get and BatchGet answer with what is encoded already, so they have handlers of their own: those
+// that are generated answer with messages.
+func (s *counterService) register(r grpc.ServiceRegistrar) {
+	desc := plusonev1.CounterService_ServiceDesc
+	desc.Methods = slices.Clone(desc.Methods)
+	for i := range desc.Methods {
+		switch m := &desc.Methods[i]; m.MethodName {
+		case "Get":
+			m.Handler = encodedHandler(plusonev1.CounterService_Get_FullMethodName, s.get)
+		case "BatchGet":
+			m.Handler = encodedHandler(plusonev1.CounterService_BatchGet_FullMethodName, s.batchGet)
+		}
+	}
+	r.RegisterService(&desc, s)
+}
+
+// encodedHandler is the handler of a method whose answers are of a type that the codec knows.
+func encodedHandler[Request, Answer any](name string, method func(context.Context, *Request) (Answer, error)) methodHandler {
+	info := &grpc.UnaryServerInfo{FullMethod: name}
+	handle := func(ctx context.Context, req any) (any, error) {
+		return method(ctx, req.(*Request)) //nolint:errcheck // it is the one below
+	}
+	return func(_ any, ctx context.Context, decode func(any) error, next grpc.UnaryServerInterceptor) (any, error) {
+		req := new(Request)
+		if err := decode(req); err != nil {
+			return nil, err
+		}
+		return next(ctx, req, info, handle)
+	}
 }
 
 // Increment changes one counter.
@@ -61,8 +94,8 @@ func (s *counterService) BatchIncrement(ctx context.Context, req *plusonev1.Batc
 	return &plusonev1.BatchIncrementResponse{Outcome: outcome, AsOf: asOf}, nil
 }
 
-// Get reads one counter.
-func (s *counterService) Get(ctx context.Context, req *plusonev1.GetRequest) (*plusonev1.GetResponse, error) {
+// get reads one counter.
+func (s *counterService) get(ctx context.Context, req *plusonev1.GetRequest) (*answer, error) {
 	var v violations
 	checkText("key", req.Key, counter.MaxKeyBytes, &v)
 	want := checkFreshness(req.MaxAge, req.MinAsOf, &v)
@@ -75,29 +108,25 @@ func (s *counterService) Get(ctx context.Context, req *plusonev1.GetRequest) (*p
 		if e.hit(want.maxAge, now) {
 			s.cache.refresh(e)
 		}
-		return &e.response, nil
+		return &e.answer, nil
 	}
 	s.metrics.misses.Inc()
-	a := s.cache.read(ctx, []string{req.Key}, want)[0]
-	switch {
-	case a.err != nil:
-		return nil, readError(ctx, a.err)
-	case a.stale:
-		return &plusonev1.GetResponse{Count: a.entry.staleCount()}, nil
+	a, err := s.cache.read(ctx, []string{req.Key}, want)[0].answer()
+	if err != nil {
+		return nil, readError(ctx, err)
 	}
-	return &a.entry.response, nil
+	return a, nil
 }
 
-// BatchGet reads many counters. It fails if one of them cannot be answered.
-func (s *counterService) BatchGet(ctx context.Context, req *plusonev1.BatchGetRequest,
-) (*plusonev1.BatchGetResponse, error) {
+// batchGet reads many counters. It fails if one of them cannot be answered.
+func (s *counterService) batchGet(ctx context.Context, req *plusonev1.BatchGetRequest) (answers, error) {
 	var v violations
 	checkKeys(req.Keys, &v)
 	want := checkFreshness(req.MaxAge, req.MinAsOf, &v)
 	if err := s.metrics.refuse(&v); err != nil {
 		return nil, err
 	}
-	counts := make([]*plusonev1.Count, len(req.Keys))
+	counts := make(answers, len(req.Keys))
 	now := s.cache.now()
 	var due []*entry
 	var missing []int
@@ -107,7 +136,7 @@ func (s *counterService) BatchGet(ctx context.Context, req *plusonev1.BatchGetRe
 			missing = append(missing, i)
 			continue
 		}
-		counts[i] = &e.count
+		counts[i] = &e.answer
 		if e.hit(want.maxAge, now) {
 			due = append(due, e)
 		}
@@ -122,12 +151,12 @@ func (s *counterService) BatchGet(ctx context.Context, req *plusonev1.BatchGetRe
 			return nil, err
 		}
 	}
-	return &plusonev1.BatchGetResponse{Counts: counts}, nil
+	return counts, nil
 }
 
 // readMissing fills in the counts of the keys at the positions missing. A key may be there repeatedly.
 func (s *counterService) readMissing(ctx context.Context, keys []string, missing []int, want freshness,
-	counts []*plusonev1.Count,
+	counts answers,
 ) error {
 	distinct := make([]string, 0, len(missing))
 	positions := make(map[string]int, len(missing))
@@ -137,16 +166,11 @@ func (s *counterService) readMissing(ctx context.Context, keys []string, missing
 			distinct = append(distinct, keys[i])
 		}
 	}
-	answers := s.cache.read(ctx, distinct, want)
+	results := s.cache.read(ctx, distinct, want)
 	for _, i := range missing {
-		a := answers[positions[keys[i]]]
-		switch {
-		case a.err != nil:
-			return readError(ctx, a.err)
-		case a.stale:
-			counts[i] = a.entry.staleCount()
-		default:
-			counts[i] = &a.entry.count
+		var err error
+		if counts[i], err = results[positions[keys[i]]].answer(); err != nil {
+			return readError(ctx, err)
 		}
 	}
 	return nil

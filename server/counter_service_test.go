@@ -277,9 +277,9 @@ func TestCallerThatCancels(t *testing.T) {
 			cancel()
 			_, err := s.Increment(ctx, &plusonev1.IncrementRequest{Key: "k", RequestId: "r"})
 			wantFailure(t, err, failure{code: codes.Canceled, reason: "CANCELLED"})
-			s.cache.put(newEntry("known", counter.Count{AsOf: storeTime}, 0, 0))
+			s.cache.put(entryOf(t, "known", counter.Count{AsOf: storeTime}, 0, 0))
 			for _, key := range []string{"k", "known"} {
-				_, err = s.Get(ctx, &plusonev1.GetRequest{Key: key, MaxAge: durationpb.New(0)})
+				_, err = getMessage(ctx, s, &plusonev1.GetRequest{Key: key, MaxAge: durationpb.New(0)})
 				wantFailure(t, err, failure{code: codes.Canceled, reason: "CANCELLED"})
 			}
 		})

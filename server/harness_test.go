@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	plusonev1 "github.com/plusone-dev/plusone/api/plusone/v1"
 	"github.com/plusone-dev/plusone/internal/counter"
@@ -196,6 +197,42 @@ func newService(t testing.TB, store Store, config Config) *counterService {
 		t.Fatal(err)
 	}
 	return &counterService{store: store, cache: cache, config: config, metrics: m, gate: gate, deadlines: deadlines}
+}
+
+// entryOf is an entry of the cache.
+func entryOf(t testing.TB, key string, c counter.Count, began, ended time.Duration) *entry {
+	t.Helper()
+	e, err := newEntry(key, c, began, ended)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return e
+}
+
+// getMessage is Get, with the message that is sent.
+func getMessage(ctx context.Context, s *counterService, req *plusonev1.GetRequest) (*plusonev1.GetResponse, error) {
+	answer, err := s.get(ctx, req)
+	return decoded(s, answer, err, &plusonev1.GetResponse{})
+}
+
+// batchGetMessage is BatchGet, with the message that is sent.
+func batchGetMessage(ctx context.Context, s *counterService, req *plusonev1.BatchGetRequest) (*plusonev1.BatchGetResponse, error) {
+	answers, err := s.batchGet(ctx, req)
+	return decoded(s, answers, err, &plusonev1.BatchGetResponse{})
+}
+
+// decoded is the message of what a method answers.
+func decoded[Message proto.Message](s *counterService, answer any, err error, m Message) (Message, error) {
+	var none Message
+	if err != nil {
+		return none, err
+	}
+	data, err := newCodec(s.metrics).Marshal(answer)
+	if err != nil {
+		return none, err
+	}
+	defer data.Free()
+	return m, proto.Unmarshal(data.Materialize(), m)
 }
 
 func value(t testing.TB, c prometheus.Metric) float64 {

@@ -70,7 +70,7 @@ func (s *counterService) setLike(ctx context.Context, req likeRequest, action co
 		s.cache.keep(c, receipt.Batch.Sent)
 		a.count, countedAt = &c.Value, c.AsOf
 	} else if e := s.countAfter(ctx, until, change.Entries[0].Key); e != nil {
-		a.count, countedAt = &e.count.Count, e.asOf
+		a.count, countedAt = &e.count.Value, e.count.AsOf
 	}
 	// A caller who passes the later moment on as min_as_of never reads an older count than this one.
 	if countedAt.After(asOf) {

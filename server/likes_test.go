@@ -328,7 +328,7 @@ func TestLikeWithoutCount(t *testing.T) {
 				}
 				s := newService(t, store, Config{RequestTimeout: tc.requestTimeout})
 				// A last known value is not the count with this like.
-				s.cache.put(newEntry("k", counter.Count{Value: 99, AsOf: time.Now()}, 0, 0))
+				s.cache.put(entryOf(t, "k", counter.Count{Value: 99, AsOf: time.Now()}, 0, 0))
 				ctx, cancel := t.Context(), func() {}
 				if tc.deadline > 0 {
 					ctx, cancel = context.WithTimeout(ctx, tc.deadline)

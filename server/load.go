@@ -41,6 +41,17 @@ type result struct {
 	err   error
 }
 
+// answer is what a call gets for the key.
+func (r *result) answer() (*answer, error) {
+	switch {
+	case r.err != nil:
+		return nil, r.err
+	case r.stale:
+		return r.entry.staleAnswer()
+	}
+	return &r.entry.answer, nil
+}
+
 // flight is the place of a key in a load.
 type flight struct {
 	load  *load
@@ -257,8 +268,10 @@ func (c *countCache) fetch(ctx context.Context, keys []string, began time.Durati
 				c.log.loadFailed(err)
 			}
 		default:
-			results[i].entry = newEntry(key, readings[i].Count, began, ended)
-			c.put(results[i].entry)
+			results[i].entry, results[i].err = newEntry(key, readings[i].Count, began, ended)
+			if results[i].err == nil {
+				c.put(results[i].entry)
+			}
 		}
 	}
 	c.metrics.loadSeconds.Observe((ended - began).Seconds())

@@ -79,10 +79,10 @@ func (c *countCache) await(ctx context.Context, keys []string, minAsOf time.Time
 		var late []int
 		var lag time.Duration
 		for i, r := range results {
-			if r.err != nil || !r.entry.asOf.Before(minAsOf) {
+			if r.err != nil || !r.entry.count.AsOf.Before(minAsOf) {
 				continue
 			}
-			behind := minAsOf.Sub(r.entry.asOf)
+			behind := minAsOf.Sub(r.entry.count.AsOf)
 			if behind > maxAhead {
 				results[i] = result{err: errMinAsOfAhead}
 				continue

@@ -50,7 +50,7 @@ func TestLastKnownValueIsMarkedStale(t *testing.T) {
 					t.Errorf("%v stale answers counted", n)
 				}
 				// A key of which nothing is known fails, and with it the batch: 0 is never made up.
-				if _, err := s.BatchGet(t.Context(), &plusonev1.BatchGetRequest{Keys: []string{"k", "new"}}); err == nil {
+				if _, err := batchGetMessage(t.Context(), s, &plusonev1.BatchGetRequest{Keys: []string{"k", "new"}}); err == nil {
 					t.Error("a batch with an unknown key succeeded")
 				}
 				store.err.Store(nil)
@@ -76,7 +76,7 @@ func TestSlowStoreIsAnsweredStaleBeforeTheDeadline(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		began = time.Now()
-		resp, err := s.BatchGet(ctx, &plusonev1.BatchGetRequest{Keys: []string{"k"}})
+		resp, err := batchGetMessage(ctx, s, &plusonev1.BatchGetRequest{Keys: []string{"k"}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -98,7 +98,7 @@ func TestReadsInHasteAreNotStuck(t *testing.T) {
 		now := &plusonev1.GetRequest{Key: "k", MaxAge: durationpb.New(0)}
 		for _, want := range []int64{1, 3, 5} { // each read is followed by another in the background
 			ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-			resp, err := s.Get(ctx, now)
+			resp, err := getMessage(ctx, s, now)
 			cancel()
 			if err != nil {
 				t.Fatal(err)
@@ -110,7 +110,7 @@ func TestReadsInHasteAreNotStuck(t *testing.T) {
 		// Who has gone is not read for.
 		ctx, cancel := context.WithCancel(t.Context())
 		time.AfterFunc(time.Millisecond, cancel)
-		if _, err := s.Get(ctx, now); err == nil {
+		if _, err := getMessage(ctx, s, now); err == nil {
 			t.Error("a caller who has gone was answered")
 		}
 		synctest.Wait()
@@ -141,7 +141,7 @@ func TestMinAsOf(t *testing.T) {
 			}
 		}
 		began := time.Now()
-		_, err := s.Get(t.Context(), &plusonev1.GetRequest{Key: "k", MinAsOf: timestamppb.New(began.Add(maxAhead + 1))})
+		_, err := getMessage(t.Context(), s, &plusonev1.GetRequest{Key: "k", MinAsOf: timestamppb.New(began.Add(maxAhead + 1))})
 		wantFailure(t, err, failure{code: codes.InvalidArgument, reason: "MIN_AS_OF_AHEAD", fields: []string{"min_as_of"}})
 		if time.Since(began) != 0 {
 			t.Error("the refusal took time")
@@ -149,7 +149,7 @@ func TestMinAsOf(t *testing.T) {
 		// A caller who cannot wait that long gets what is known, as what it is.
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		resp, err := s.Get(ctx, &plusonev1.GetRequest{Key: "k", MinAsOf: timestamppb.New(began.Add(5 * time.Second))})
+		resp, err := getMessage(ctx, s, &plusonev1.GetRequest{Key: "k", MinAsOf: timestamppb.New(began.Add(5 * time.Second))})
 		if err != nil || !resp.Count.Stale {
 			t.Errorf("got %v, %v", resp, err)
 		}

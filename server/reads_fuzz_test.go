@@ -32,7 +32,7 @@ func FuzzGet(f *testing.F) {
 		}
 		synctest.Test(t, func(t *testing.T) {
 			fuzzRead(t, req, []string{req.Key}, age, func(s *counterService) ([]*plusonev1.Count, error) {
-				resp, err := s.Get(t.Context(), req)
+				resp, err := getMessage(t.Context(), s, req)
 				return []*plusonev1.Count{resp.GetCount()}, err
 			})
 		})
@@ -55,7 +55,7 @@ func FuzzBatchGet(f *testing.F) {
 		req.Keys = repeat(req.Keys, times)
 		synctest.Test(t, func(t *testing.T) {
 			fuzzRead(t, req, req.Keys, age, func(s *counterService) ([]*plusonev1.Count, error) {
-				resp, err := s.BatchGet(t.Context(), req)
+				resp, err := batchGetMessage(t.Context(), s, req)
 				return resp.GetCounts(), err
 			})
 		})
@@ -105,7 +105,7 @@ func fuzzRead(t *testing.T, req interface {
 		}
 		return
 	}
-	if _, err := s.BatchGet(t.Context(), &plusonev1.BatchGetRequest{Keys: keys}); err != nil {
+	if _, err := batchGetMessage(t.Context(), s, &plusonev1.BatchGetRequest{Keys: keys}); err != nil {
 		t.Fatal(err)
 	}
 	if err := sleep(t.Context(), time.Duration(age&math.MaxInt64>>8)); err != nil { // at most 417 days

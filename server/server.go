@@ -137,9 +137,8 @@ func (s *Server) serveMethods(store Store, reports Reports, config Config, m *me
 	s.grpc = grpc.NewServer(options...)
 	registrar := s.calls.registrar(s.grpc)
 	go s.calls.arrivals.watch(s.ended)
-	plusonev1.RegisterCounterServiceServer(registrar, &counterService{
-		store: store, cache: s.cache, config: config, metrics: m, gate: gate, deadlines: deadlines,
-	})
+	counters := &counterService{store: store, cache: s.cache, config: config, metrics: m, gate: gate, deadlines: deadlines}
+	counters.register(registrar)
 	plusonev1.RegisterReportServiceServer(registrar, &reportService{reports: reports, config: config, metrics: m})
 	if config.Admin != nil {
 		s.admin = newAdminService(store, reports, s.cache, config, m)
