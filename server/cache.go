@@ -33,9 +33,9 @@ type freshness struct {
 	minAsOf time.Time
 }
 
-// entry is the count of a key as it was fetched at one time, with the answer of all calls that it answers.
+// entry is the count of a key as it was fetched at one time, with the answer of all calls that it answers. What comes before the
+// count is all that most reads look at, and fits in a line of the CPU's caches.
 type entry struct {
-	count counter.Count
 	// began and ended are when the fetch did, by the cache's clock.
 	began, ended time.Duration
 
@@ -44,6 +44,8 @@ type entry struct {
 	refreshing atomic.Bool
 
 	answer answer
+
+	count counter.Count
 }
 
 // newEntry takes key from the request, and so does not depend on the store to repeat it.
@@ -68,7 +70,7 @@ func (e *entry) staleAnswer() (*answer, error) {
 // meets reports whether the entry may answer a request that arrived at the moment now and whose maxAge is
 // not 0.
 func (e *entry) meets(want freshness, now time.Duration) bool {
-	return now-e.began <= want.maxAge && !e.count.AsOf.Before(want.minAsOf)
+	return now-e.began <= want.maxAge && (want.minAsOf.IsZero() || !e.count.AsOf.Before(want.minAsOf))
 }
 
 // supersedes reports whether e is at least as new as old. The store's clock decides between fetches that
