@@ -43,9 +43,10 @@ const (
 
 // guard wraps the handler of a method, so that each call of it meets the interceptor: by its headers, then with its request, and
 // with its answer. It is not installed as gRPC's interceptor of such calls. That would come when the request has been read and
-// decoded, which is too much to do for strangers, and what it is given is made anew for each call.
+// decoded, which is too much to do for strangers, and what it is given is made anew for each call. A handler without an
+// interceptor makes none of that.
 func (i *interceptor) guard(method *methodCalls, handler methodHandler) methodHandler {
-	next := i.recoverUnary
+	var next grpc.UnaryServerInterceptor
 	if method.admin && i.audit != nil {
 		next = i.auditedUnary
 	}
@@ -63,7 +64,7 @@ func (i *interceptor) guard(method *methodCalls, handler methodHandler) methodHa
 			c = i.newUnaryCall()
 		}
 		c.ctx, c.who, c.method, c.decode = ctx, who, method, decode
-		resp, err := handler(srv, ctx, c.received, next)
+		resp, err := c.handle(srv, handler, next)
 		c.end(err)
 		return resp, err
 	}
@@ -74,6 +75,16 @@ func (i *interceptor) newUnaryCall() *unaryCall {
 	c.received = c.receive
 	i.arrivals.know(&c.arrival)
 	return c
+}
+
+// handle has the request received and answered. A panic is an error.
+func (c *unaryCall) handle(srv any, handler methodHandler, next grpc.UnaryServerInterceptor) (resp any, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fromPanic(p)
+		}
+	}()
+	return handler(srv, c.ctx, c.received, next)
 }
 
 // receive receives the request and lets it in, or says why not.
@@ -112,6 +123,9 @@ func (c *unaryCall) begin() {
 // end counts and logs the end of the call, which is not used after that.
 func (c *unaryCall) end(err error) {
 	i := c.interceptor
+	if c.stage == arriving { // something panicked before the request was there
+		c.begin()
+	}
 	if c.stage == admitted {
 		i.admission.leave(c.items)
 	}

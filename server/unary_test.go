@@ -21,6 +21,9 @@ func generated(method string, req any, handler grpc.UnaryHandler) methodHandler 
 		if err := decode(req); err != nil {
 			return nil, err
 		}
+		if next == nil {
+			return handler(ctx, req)
+		}
 		return next(ctx, req, &grpc.UnaryServerInfo{FullMethod: method}, handler)
 	}
 }
@@ -42,6 +45,7 @@ func TestCallsForget(t *testing.T) {
 		{name: "answered", decode: arrives, handle: answers, want: codes.OK},
 		{name: "failed", decode: arrives, handle: func(context.Context, any) (any, error) { return nil, errNotArrived }, want: codes.ResourceExhausted},
 		{name: "panicked", decode: arrives, handle: func(context.Context, any) (any, error) { panic("hunter2") }, want: codes.Internal},
+		{name: "panicked before", decode: func(any) error { panic("hunter2") }, handle: answers, want: codes.Internal},
 		{name: "shed", decode: arrives, handle: answers, full: true, want: codes.ResourceExhausted},
 		{name: "not a request", decode: func(call any) error {
 			a, ok := call.(*arrival)
@@ -58,7 +62,7 @@ func TestCallsForget(t *testing.T) {
 		c := i.newUnaryCall()
 		s := &slowStream{arrived: make(chan struct{})}
 		c.ctx, c.method, c.decode = grpc.NewContextWithServerTransportStream(t.Context(), s), method, tc.decode
-		_, err := generated(method.name, &plusonev1.GetRequest{Key: "k"}, tc.handle)(nil, c.ctx, c.received, i.recoverUnary)
+		_, err := c.handle(nil, generated(method.name, &plusonev1.GetRequest{Key: "k"}, tc.handle), nil)
 		c.end(err)
 		if sentCode(err) != tc.want {
 			t.Errorf("%s: %v", tc.name, err)
