@@ -51,6 +51,7 @@ func (i *interceptor) guard(method *methodCalls, handler methodHandler) methodHa
 		next = i.auditedUnary
 	}
 	return func(srv any, ctx context.Context, decode func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
+		growStack(false)
 		var who *identity.Identity
 		if i.access != nil {
 			var err error
