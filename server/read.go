@@ -16,9 +16,8 @@ const maxAhead = 10 * time.Second
 // late a moment.
 func (c *countCache) read(ctx context.Context, keys []string, want freshness) []result {
 	results := c.results(ctx, keys, want)
-	gone := ctx.Err() != nil
 	for i, r := range results {
-		if r.err == nil || gone || errors.Is(r.err, errMinAsOfAhead) {
+		if r.err == nil || errors.Is(r.err, errMinAsOfAhead) || ctx.Err() != nil {
 			continue
 		}
 		if e := c.lastKnown(keys[i]); e != nil {
