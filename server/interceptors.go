@@ -43,16 +43,13 @@ type interceptor struct {
 }
 
 func newInterceptor(m *metrics, who *access, in *admission, audit AuditLog, log *callLog, ending <-chan struct{}) *interceptor {
-	recovered := recovery.WithRecoveryHandler(fromPanic)
+	fromPanic := recovery.WithRecoveryHandler(func(p any) error {
+		return &rpcError{status: statusInternal, cause: fmt.Errorf("panic: %v\n%s", p, debug.Stack())}
+	})
 	return &interceptor{
 		calls: m.calls, access: who, admission: in, arrivals: newArrivals(m), codec: newCodec(m), audit: audit, log: log, ending: ending,
-		start: time.Now(), recoverUnary: recovery.UnaryServerInterceptor(recovered), recoverStream: recovery.StreamServerInterceptor(recovered),
+		start: time.Now(), recoverUnary: recovery.UnaryServerInterceptor(fromPanic), recoverStream: recovery.StreamServerInterceptor(fromPanic),
 	}
-}
-
-// fromPanic is the error of a call that panicked. It is to be called where the panic is recovered from.
-func fromPanic(p any) error {
-	return &rpcError{status: statusInternal, cause: fmt.Errorf("panic: %v\n%s", p, debug.Stack())}
 }
 
 // options installs the interceptor, for calls with a stream. For others the registrar does.

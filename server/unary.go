@@ -18,13 +18,16 @@ type methodHandler = func(srv any, ctx context.Context, decode func(any) error, 
 type unaryCall struct {
 	arrival
 	interceptor *interceptor
-	received    func(any) error // receive
+	received    func(any) error   // receive
+	handled     grpc.UnaryHandler // handle
 
 	ctx     context.Context
 	who     *identity.Identity // nil if it does not matter
 	method  *methodCalls
 	decode  func(any) error // gRPC's
-	request any             // nil until the call is let in
+	handler methodHandler
+	next    grpc.UnaryServerInterceptor
+	request any // nil until the call is let in
 	stage   callStage
 	began   time.Duration // when the request had arrived, by the interceptor's clock
 	items   int64         // that it was admitted with
@@ -64,8 +67,8 @@ func (i *interceptor) guard(method *methodCalls, handler methodHandler) methodHa
 		if !ok {
 			c = i.newUnaryCall()
 		}
-		c.ctx, c.who, c.method, c.decode = ctx, who, method, decode
-		resp, err := c.handle(srv, handler, next)
+		c.ctx, c.who, c.method, c.decode, c.handler, c.next = ctx, who, method, decode, handler, next
+		resp, err := i.recoverUnary(ctx, srv, nil, c.handled)
 		c.end(err)
 		return resp, err
 	}
@@ -73,19 +76,14 @@ func (i *interceptor) guard(method *methodCalls, handler methodHandler) methodHa
 
 func (i *interceptor) newUnaryCall() *unaryCall {
 	c := &unaryCall{interceptor: i}
-	c.received = c.receive
+	c.received, c.handled = c.receive, c.handle
 	i.arrivals.know(&c.arrival)
 	return c
 }
 
-// handle has the request received and answered. A panic is an error.
-func (c *unaryCall) handle(srv any, handler methodHandler, next grpc.UnaryServerInterceptor) (resp any, err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			err = fromPanic(p)
-		}
-	}()
-	return handler(srv, c.ctx, c.received, next)
+// handle has the request received and answered.
+func (c *unaryCall) handle(ctx context.Context, srv any) (any, error) {
+	return c.handler(srv, ctx, c.received, c.next)
 }
 
 // receive receives the request and lets it in, or says why not.

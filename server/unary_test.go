@@ -62,7 +62,8 @@ func TestCallsForget(t *testing.T) {
 		c := i.newUnaryCall()
 		s := &slowStream{arrived: make(chan struct{})}
 		c.ctx, c.method, c.decode = grpc.NewContextWithServerTransportStream(t.Context(), s), method, tc.decode
-		_, err := c.handle(nil, generated(method.name, &plusonev1.GetRequest{Key: "k"}, tc.handle), nil)
+		c.handler = generated(method.name, &plusonev1.GetRequest{Key: "k"}, tc.handle)
+		_, err := i.recoverUnary(c.ctx, nil, nil, c.handled)
 		c.end(err)
 		if sentCode(err) != tc.want {
 			t.Errorf("%s: %v", tc.name, err)
