@@ -88,7 +88,8 @@ func (l *stateLoad) drained() bool {
 func newStateLoader(s *Store, ledger Ledger) *stateLoader {
 	l := &stateLoader{
 		scripts: s.scripts, ledger: ledger, submit: s.submit, pending: s.pending, clock: s.clock, shards: s.cfg.Shards,
-		cluster: s.cfg.Cluster, behind: make([]bool, s.cfg.Shards), metrics: s.metrics, log: s.cfg.Logger, flush: func(ctx context.Context) { s.writers[0].queue.Flush(ctx) },
+		cluster: s.cfg.Cluster, behind: make([]bool, s.cfg.Shards), metrics: s.metrics, log: s.cfg.Logger,
+		flush: func(ctx context.Context) { s.writers[0].queue.Flush(ctx) },
 	}
 	l.queue = groupcommit.New(groupcommit.Config[*stateLoad]{
 		MaxQueue: maxQueuedStates, MaxBatch: maxStateBatch, Yield: true,
