@@ -135,6 +135,15 @@ var networkFaults = []struct {
 var commitFaults = []fault{
 	diesAt("direct.commit.before", func(d *deployment) *node { return pick(d, d.nodes) }),
 	diesAt("direct.commit.after", func(d *deployment) *node { return pick(d, d.nodes) }),
+	plain("killed in a slow commit", func(d *deployment) {
+		// A fast disk leaves little time between an answer that comes too early and its commit.
+		n := pick(d, d.nodes)
+		n.SetEnv(fmt.Sprintf("PLUSONE_FAILPOINTS=direct.commit.before=pause:2s@%d", 1+d.rand.IntN(20)))
+		n.Restart()
+		d.during(200*time.Millisecond, 1500*time.Millisecond)
+		n.SetEnv()
+		n.Restart()
+	}),
 }
 
 // liveFaults are those of the live store of sharded mode.
