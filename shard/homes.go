@@ -13,9 +13,6 @@ import (
 // askHomes asks the homes of pairs that are away what they know of their ids, by when the ledger has what they know of the
 // pairs, and, if it did not have that yet when it was asked last, for the pairs themselves.
 func (l *stateLoader) askHomes(ctx context.Context, away []*stateLoad) {
-	if len(away) == 0 {
-		return
-	}
 	ctx, cancel := context.WithTimeout(ctx, stateAttempt)
 	defer cancel()
 	var pairs, ids pairGroups[*stateLoad]

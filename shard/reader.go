@@ -19,8 +19,7 @@ const (
 	maxKeptPlaces = 256
 	// A larger read costs less for each key, in Redis and here. So a server that reads more than 4,000 keys a second afresh lets
 	// 64 of them gather. A spread key weighs as many as it has shards.
-	gatherKeys     = 64
-	gatherKeysWait = 4 * time.Millisecond
+	gatherKeys = 64
 )
 
 // query is the part of a read that goes to one lane.
@@ -94,7 +93,7 @@ func newReader(s *Store) *reader {
 	r := &reader{scripts: s.scripts, clock: s.clock, metrics: s.metrics, merger: newMerger(s.cfg.Shards)}
 	r.queue = groupcommit.New(groupcommit.Config[*query]{
 		MaxQueue: maxQueueKeys, MaxBatch: maxKeysPerRead, Weigh: (*query).weight,
-		Gather: groupcommit.Gather{Enough: gatherKeys, Wait: gatherKeysWait}, Yield: true,
+		Gather: groupcommit.Gather{Enough: gatherKeys, Wait: gatherWait}, Yield: true,
 	}, r.run)
 	return r
 }

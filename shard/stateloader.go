@@ -24,8 +24,7 @@ const (
 	maxQueuedStates = 65_536
 	// A round has a price of its own, as it asks Redis and the ledger and then sends a script that looks at each shard. So a server
 	// that gets more than 4,000 likes a second lets 64 of them gather.
-	gatherStates     = 64
-	gatherStatesWait = 4 * time.Millisecond
+	gatherStates = 64
 	// noSnapshot is the watermark of a state that is taken for the last one without a look at the ledger.
 	noSnapshot = math.MaxInt64
 )
@@ -93,7 +92,7 @@ func newStateLoader(s *Store, ledger Ledger) *stateLoader {
 	}
 	l.queue = groupcommit.New(groupcommit.Config[*stateLoad]{
 		MaxQueue: maxQueuedStates, MaxBatch: maxStateBatch, Yield: true,
-		Gather: groupcommit.Gather{Enough: gatherStates, Wait: gatherStatesWait},
+		Gather: groupcommit.Gather{Enough: gatherStates, Wait: gatherWait},
 	}, l.run)
 	return l
 }
@@ -181,15 +180,15 @@ func (l *stateLoader) ask(ctx context.Context, loads []*stateLoad) {
 			behind = behind || l.behind[load.home]
 		}
 	}
-	if behind || len(away) == 0 {
-		l.askHomes(ctx, away)
-		l.askLedger(ctx, loads)
-	} else {
-		var asking sync.WaitGroup
+	var asking sync.WaitGroup
+	if len(away) > 0 {
 		asking.Go(func() { l.askHomes(ctx, away) })
-		l.askLedger(ctx, loads)
+	}
+	if behind {
 		asking.Wait()
 	}
+	l.askLedger(ctx, loads)
+	asking.Wait()
 	clear(l.behind)
 	var left []*stateLoad
 	for _, load := range away {

@@ -28,7 +28,8 @@ const (
 	// A batch has a price of its own, above all for Redis, which looks at each shard. So a server that gets more than
 	// 8,000 changes of one key a second, each of which weighs 2, lets 128 of them gather.
 	gatherWeight = 256
-	gatherWait   = 4 * time.Millisecond
+	// gatherWait is how long likes and reads gather at most, too.
+	gatherWait = 4 * time.Millisecond
 	// lateLimit is how often a batch is made again because its time was off.
 	lateLimit = 3
 )

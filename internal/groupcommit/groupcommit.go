@@ -126,16 +126,10 @@ func (q *Queue[T]) Add(item T) error {
 	q.added++
 	idle := q.idle
 	q.idle = false
-	enough := q.gathering && q.gathered()
-	if enough {
-		q.gathering = false
-	}
+	q.endWait()
 	q.mu.Unlock()
 	if idle {
 		q.wake.Signal()
-	}
-	if enough {
-		q.enough <- struct{}{}
 	}
 	return nil
 }
@@ -165,9 +159,9 @@ func (q *Queue[T]) Stats() Stats {
 func (q *Queue[T]) Close(ctx context.Context) error {
 	q.mu.Lock()
 	q.closed = true
+	q.endWait()
 	q.mu.Unlock()
 	q.wake.Signal()
-	q.hurry()
 	select {
 	case <-q.done:
 		return nil
@@ -188,8 +182,8 @@ func (q *Queue[T]) Flush(ctx context.Context) {
 	}
 	f := flush{after: q.added, done: make(chan struct{})}
 	q.flushes = append(q.flushes, f)
+	q.endWait()
 	q.mu.Unlock()
-	q.hurry()
 	select {
 	case <-f.done:
 	case <-ctx.Done():
@@ -204,17 +198,6 @@ func (q *Queue[T]) hasRun(items int) {
 	for len(q.flushes) > 0 && q.flushes[0].after <= q.ran {
 		close(q.flushes[0].done)
 		q.flushes = slices.Delete(q.flushes, 0, 1)
-	}
-}
-
-// hurry ends the wait of a batch that gathers.
-func (q *Queue[T]) hurry() {
-	q.mu.Lock()
-	gathering := q.gathering
-	q.gathering = false
-	q.mu.Unlock()
-	if gathering {
-		q.enough <- struct{}{}
 	}
 }
 
@@ -254,7 +237,7 @@ func (q *Queue[T]) gather() {
 	}
 	q.mu.Lock()
 	q.most = max(1, (q.last+len(q.items)-q.head)*3/4)
-	q.gathering = !q.gathered() && !q.closed
+	q.gathering = !q.gathered()
 	gathering := q.gathering
 	q.mu.Unlock()
 	if !gathering {
@@ -278,7 +261,15 @@ func (q *Queue[T]) gather() {
 
 // gathered reports whether a batch need not wait. The caller holds mu.
 func (q *Queue[T]) gathered() bool {
-	return q.weight >= q.cfg.Gather.Enough || len(q.items)-q.head >= q.most || len(q.flushes) > 0
+	return q.weight >= q.cfg.Gather.Enough || len(q.items)-q.head >= q.most || len(q.flushes) > 0 || q.closed
+}
+
+// endWait ends the wait of a batch that need not wait any more. The caller holds mu.
+func (q *Queue[T]) endWait() {
+	if q.gathering && q.gathered() {
+		q.gathering = false
+		q.enough <- struct{}{} // there is room, as each wait is ended once
+	}
 }
 
 // yield lets others go first once something waits.
