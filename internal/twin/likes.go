@@ -16,6 +16,8 @@ const memberBucket = 3_600_000
 // membership is a bucket of the states that pairs were set to in an hour.
 type membership struct {
 	forget int64
+	// since is the window above which all likes of windows went to the bucket, but for those that went to another hour's.
+	since  int64
 	states map[counter.Pair]shard.PendingLike
 }
 
@@ -46,8 +48,19 @@ func (s *shardState) like(pair counter.Pair, now, length int64) (like shard.Pend
 	return shard.PendingLike{}, nil, false
 }
 
-// remember notes the state of a pair in the bucket of this hour, and no longer in the one that it was found in.
-func (s *shardState) remember(pair counter.Pair, like shard.PendingLike, now, length int64) {
+// covered reports whether all likes of the windows above the watermark are known here.
+func (s *shardState) covered(watermark, now, length int64) bool {
+	if s.fin <= watermark {
+		return true
+	}
+	hour := now / memberBucket
+	bucket := s.members[s.memberName(hour)]
+	return bucket != nil && watermark >= bucket.since && watermark >= hour*memberBucket+2*length-1 && (now+length)/memberBucket == hour
+}
+
+// remember notes the state of a pair in the bucket of this hour, and no longer in the one that it was found in. Since is for a
+// bucket that is new.
+func (s *shardState) remember(pair counter.Pair, like shard.PendingLike, since, now, length int64) {
 	if _, in, _ := s.like(pair, now, length); in != nil {
 		delete(in.states, pair)
 	}
@@ -55,7 +68,7 @@ func (s *shardState) remember(pair counter.Pair, like shard.PendingLike, now, le
 	name := s.memberName(hour)
 	bucket := s.members[name]
 	if bucket == nil {
-		bucket = &membership{forget: (hour + 2) * memberBucket, states: map[counter.Pair]shard.PendingLike{}}
+		bucket = &membership{forget: (hour + 2) * memberBucket, since: since, states: map[counter.Pair]shard.PendingLike{}}
 		s.members[name] = bucket
 	}
 	bucket.states[pair] = like
@@ -103,9 +116,9 @@ func (r *Redis) EvictLikes(hour int64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, s := range r.shards {
-		for name, bucket := range s.members {
+		for name := range s.members {
 			if strings.HasSuffix(name, fmt.Sprint(":", hour)) {
-				clear(bucket.states)
+				delete(s.members, name)
 			}
 		}
 	}

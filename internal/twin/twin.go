@@ -117,7 +117,7 @@ func (s *shardState) clone() *shardState {
 	}
 	c.members = make(map[string]*membership, len(s.members))
 	for name, bucket := range s.members {
-		c.members[name] = &membership{forget: bucket.forget, states: maps.Clone(bucket.states)}
+		c.members[name] = &membership{forget: bucket.forget, since: bucket.since, states: maps.Clone(bucket.states)}
 	}
 	c.windows = make([]*window, len(s.windows))
 	for i, w := range s.windows {

@@ -222,13 +222,14 @@ func (w *write) apply() {
 		s, part, likes := w.state(i), &w.batch.Shards[i], w.likes[i]
 		if len(part.Entries)+len(likes.states) > 0 {
 			window := s.current(w.now, w.r.cfg.Window.Milliseconds())
-			if window == nil || w.inNewWindow[i] {
+			opened := window == nil || w.inNewWindow[i]
+			if opened {
 				window = s.open(w.now)
 			}
 			for _, e := range w.entries[i] {
 				window.deltas[e.Key] += e.Delta
 			}
-			likes.apply(s, window, w.now, w.r.cfg.Window.Milliseconds())
+			likes.apply(s, window, opened, w.now, w.r.cfg.Window.Milliseconds())
 		}
 		for g := range part.Claims {
 			name, forget := w.bucket(&part.Claims[g])

@@ -92,7 +92,7 @@ func (w *write) knownLike(i int, like *shard.LikeWrite) (shard.PendingLike, bool
 	}
 	switch like.Known.Source {
 	case shard.LikeLoaded:
-		return like.Known.PendingLike, s.fin <= like.Known.Watermark
+		return like.Known.PendingLike, s.covered(like.Known.Watermark, w.now, w.r.cfg.Window.Milliseconds())
 	case shard.LikeSupposed:
 		return shard.PendingLike{Liked: !like.Liked}, true
 	case shard.LikeUnasked:
@@ -100,12 +100,16 @@ func (w *write) knownLike(i int, like *shard.LikeWrite) (shard.PendingLike, bool
 	return shard.PendingLike{}, false
 }
 
-// apply records the decisions in a window and in membership.
-func (d *likeDecisions) apply(s *shardState, window *window, now, length int64) {
+// apply records the decisions in a window, which may have been opened for them, and in membership.
+func (d *likeDecisions) apply(s *shardState, window *window, opened bool, now, length int64) {
 	s.liked = s.liked || len(d.states) > 0
+	since := window.id
+	if opened {
+		since--
+	}
 	for pair, state := range d.states {
 		window.likes[pair] = state
-		s.remember(pair, state, now, length)
+		s.remember(pair, state, since, now, length)
 	}
 	for key, sum := range d.sums {
 		window.deltas[key] += sum

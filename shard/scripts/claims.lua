@@ -17,10 +17,12 @@ local claim_groups = {} -- none if a shard has no claims
 -- finished, whether sums are checked; how many entries, likes, and keys of likes there are; where the numbers of the likes are,
 -- and in ARGV their keys and fields; from where to where their records are. Then what is noted of a shard with likes:
 -- its membership bucket, what the names of its buckets begin with, since when the bucket is, the fields that leave other buckets,
--- and what the likes add to their keys; and of one whose sums are checked: windows, generation, deltas by key.
+-- and what the likes add to their keys; of one whose sums are checked: windows, generation, deltas by key; and of one with likes
+-- the window above which its bucket has them all.
 local special = {}
 local NUMBER, SHARD, LOST, FIN, CAREFUL, ENTRIES, LIKES, LIKED_KEYS, RUNS, FIRST_KEY, FIRST_FIELD = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11
 local FIRST_RECORD, LAST_RECORD, BUCKET, BUCKET_STEM, BUCKET_SINCE, GONE, SUMS, WINDOWS, GEN, DELTAS = 12, 13, 14, 15, 16, 17, 18, 19, 20, 21
+local COVERED = 22
 local any_special = false
 
 -- look_up notes those of the fields at ARGV[first], ARGV[first + 2], … that the bucket holds. The list is used again and

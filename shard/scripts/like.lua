@@ -43,29 +43,32 @@ local function look_up_states(hash_key, first, n, states, places)
 end
 
 -- find_states returns the states that are known here of the n fields from ARGV[first] on, the hashes that they are in, by
--- position, and SINCE of the current bucket. Membership, where it has a pair, has its last state. Windows matter where it was
--- evicted: not if the current bucket is older than all of them, and they are of its hour, whichever host's clock they are by.
+-- position, SINCE of the current bucket, and the window above which that has all likes: of those that came later, and of the
+-- hour of the bucket, whichever host's clock they are by. There is none if some may have gone to the bucket of the next hour.
+-- Membership, where it has a pair, has its last state. Windows matter where it was evicted: not if the current bucket has all
+-- that is in them.
 local function find_states(prefix, lost, hours, length, first, n)
   local states, places, left = {}, {}, n
   local stem = membership_stem(prefix, lost)
-  local since = call('HGET', stem .. hours[1], SINCE)
+  local since, covered = call('HGET', stem .. hours[1], SINCE), nil
+  if since and not hours[3] then covered = math.max(since, hours[1] * HOUR + 2 * length - 1) end
   for h = 1, #hours do
     -- To ask whether there is a bucket takes less than to look into it.
     if h == 1 or call('EXISTS', stem .. hours[h]) == 1 then
       left = left - look_up_states(stem .. hours[h], first, n, states, places)
-      if left == 0 then return states, places, since end
+      if left == 0 then return states, places, since, covered end
     end
   end
-  if since and not hours[3] then
+  if covered then
     local oldest = call('LINDEX', prefix .. 'windows', 0)
-    if not oldest or oldest - since > 0 and oldest - hours[1] * HOUR >= 2 * length then return states, places, since end
+    if not oldest or oldest - covered > 0 then return states, places, since, covered end
   end
   local windows = call('LRANGE', prefix .. 'windows', 0, -1)
   for w = #windows, 1, -1 do
     left = left - look_up_states(prefix .. 'w:' .. windows[w], first, n, states, places)
     if left == 0 then break end
   end
-  return states, places, since
+  return states, places, since, covered
 end
 
 -- parse_state returns whether it is liked, when it was set and since when it has been so.

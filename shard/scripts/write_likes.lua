@@ -98,7 +98,7 @@ local function begin_likes(extra)
   end
   extra[BUCKET_STEM] = membership_stem(extra[SHARD], extra[LOST])
   extra[BUCKET] = extra[BUCKET_STEM] .. hours[1]
-  states, places, extra[BUCKET_SINCE] =
+  states, places, extra[BUCKET_SINCE], extra[COVERED] =
     find_states(extra[SHARD], extra[LOST], hours, length, extra[FIRST_FIELD], extra[LIKES])
   extra[SUMS], extra[FIRST_RECORD] = {}, last_record + 1
   if next(recorded) then recorded = {} end
@@ -113,12 +113,12 @@ local function settle_claim(at, result)
   end
 end
 
--- known_state returns the state of a like, as the sender knows it, if that may still be so. What is supposed is the
--- opposite of what is wanted.
+-- known_state returns the state of a like, as the sender knows it, if that may still be so: if all windows above the watermark of
+-- what was loaded are here, or the current bucket has all their likes. What is supposed is the opposite of what is wanted.
 local function known_state(extra, wanted, source, known)
   if source == LOADED then
     local loaded = loaded_states[known] or load_state(known)
-    if extra[FIN] <= loaded[1] then return loaded[2], loaded[3], loaded[4] end
+    if extra[FIN] <= loaded[1] or extra[COVERED] and extra[COVERED] <= loaded[1] then return loaded[2], loaded[3], loaded[4] end
   elseif source == SUPPOSED then
     return not wanted, 0, 0
   end
