@@ -63,10 +63,7 @@ func (p *Postgres) Bases(ctx context.Context, keys []string) (shard.LedgerBases,
 			bases.Rows = append(bases.Rows, row)
 			return nil
 		}
-		for len(bases.Watermarks) <= row.Shard {
-			bases.Watermarks = append(bases.Watermarks, 0)
-		}
-		bases.Watermarks[row.Shard] = row.Total
+		bases.Watermarks = withWatermark(bases.Watermarks, row.Shard, row.Total)
 		return nil
 	})
 	if err != nil {
@@ -122,10 +119,7 @@ func (p *Postgres) Likes(ctx context.Context, pairs []counter.Pair) (shard.Ledge
 			likes.States[*position-1] = state
 			return nil
 		}
-		for len(likes.Watermarks) <= n {
-			likes.Watermarks = append(likes.Watermarks, 0)
-		}
-		likes.Watermarks[n] = watermark
+		likes.Watermarks = withWatermark(likes.Watermarks, n, watermark)
 		return nil
 	})
 	if err != nil {
@@ -164,4 +158,44 @@ func (p *Postgres) Markers(ctx context.Context, n int) (map[string]shard.Marker,
 		return nil, postgresError("read markers", err)
 	}
 	return markers, nil
+}
+
+const likersSQL = `
+(SELECT actor, 0 AS shard, 0 AS watermark FROM likes WHERE key = $1::text COLLATE "C" LIMIT $2)
+UNION ALL
+SELECT NULL, shard, watermark FROM shards`
+
+// Likers implements WindowLedger.
+func (p *Postgres) Likers(ctx context.Context, key string, most int, visit func(actor []byte)) ([]int64, error) {
+	rows, err := p.pool.Query(ctx, likersSQL, key, most)
+	if err != nil {
+		return nil, postgresError("read likers", err)
+	}
+	defer rows.Close()
+	var watermarks []int64
+	for rows.Next() {
+		if actor := rows.RawValues()[0]; actor != nil {
+			visit(actor)
+			continue
+		}
+		var n int
+		var watermark int64
+		if err := rows.Scan(nil, &n, &watermark); err != nil {
+			return nil, postgresError("read likers", err)
+		}
+		watermarks = withWatermark(watermarks, n, watermark)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, postgresError("read likers", err)
+	}
+	return watermarks, nil
+}
+
+// withWatermark sets that of a shard.
+func withWatermark(watermarks []int64, n int, watermark int64) []int64 {
+	for len(watermarks) <= n {
+		watermarks = append(watermarks, 0)
+	}
+	watermarks[n] = watermark
+	return watermarks
 }

@@ -66,6 +66,9 @@ type Ledger interface {
 	Bases(ctx context.Context, keys []string) (LedgerBases, error)
 	// Likes returns the states of pairs and the watermarks of all shards, in one snapshot.
 	Likes(ctx context.Context, pairs []counter.Pair) (LedgerLikes, error)
+	// Likers calls visit with each actor of whom there is a state of the key, liked or not, in any order, and returns the
+	// watermarks of all shards, in one snapshot. It ends after most actors. What visit is given is valid during the call.
+	Likers(ctx context.Context, key string, most int, visit func(actor []byte)) (watermarks []int64, err error)
 }
 
 // PendingWindows are the windows of a shard that are not finished.

@@ -49,6 +49,7 @@ func ExerciseWindows(t *testing.T, open func(t *testing.T) WindowInstance) {
 		"OneSnapshot":       oneSnapshot,
 		"RandomWindows":     randomWindows,
 		"Likes":             windowLikes,
+		"Likers":            likers,
 		"LikesAppliedOnce":  windowLikesOnce,
 		"LikesMisjudged":    windowLikesMisjudged,
 		"LikesOnTwoShards":  windowLikesOnTwoShards,

@@ -325,6 +325,23 @@ func windowLikesClipped(t *testing.T, l WindowInstance) {
 	wantLikeRows(t, l, "likes/b", fmt.Sprint("0 ", math.MaxInt64, " 0"))
 }
 
+// likers asks who likes a key, or did, and who of many.
+func likers(t *testing.T, l WindowInstance) {
+	apply(t, l, sets(0, 5, setLike{"likes/a", "ann", true, 10, 10}, setLike{"likes/a", "bob", false, 10, 10}, setLike{"likes/b", "eve", true, 10, 10}))
+	apply(t, l, sets(1, 7, setLike{"likes/a", "cid", true, 10, 10}))
+	for most, want := range map[int]int{1: 1, 3: 3, 4: 3} {
+		var got []string
+		watermarks, err := l.Other.Likers(t.Context(), "likes/a", most, func(actor []byte) { got = append(got, string(actor)) })
+		if slices.Sort(got); err != nil || watermarks[0] != 5 || watermarks[1] != 7 || len(watermarks) != Shards || len(got) != want ||
+			most >= 3 && !slices.Equal(got, []string{"ann", "bob", "cid"}) {
+			t.Errorf("at most %d likers are %v with the watermarks %v, %v", most, got, watermarks, err)
+		}
+	}
+	if _, err := l.Likers(t.Context(), "likes/none", 1, func(actor []byte) { t.Errorf("%s likes what nobody likes", actor) }); err != nil {
+		t.Error(err)
+	}
+}
+
 // largeLikeWindow takes several statements.
 func largeLikeWindow(t *testing.T, l WindowInstance) {
 	const n, keys = 25_000, 90

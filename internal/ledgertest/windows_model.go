@@ -168,6 +168,22 @@ func (m *windowModel) compare(t *rapid.T, l WindowInstance, keys []string) {
 			t.Errorf("%v is %+v, want %+v", pair, got, want)
 		}
 	}
+	for _, key := range keys {
+		var got, want []string
+		watermarks, err := l.Likers(t.Context(), key, 3, func(actor []byte) { got = append(got, string(actor)) })
+		if err != nil || !slices.Equal(watermarks, m.watermarks) {
+			t.Fatalf("watermarks %v, %v, want %v", watermarks, err, m.watermarks)
+		}
+		for pair := range m.pairs {
+			if pair.Key == key {
+				want = append(want, pair.Actor)
+			}
+		}
+		slices.Sort(got)
+		if slices.Sort(want); !slices.Equal(got, want) {
+			t.Errorf("likers of %s are %v, want %v", key, got, want)
+		}
+	}
 }
 
 // compareHistory compares the hours of keys with the model's.

@@ -137,6 +137,19 @@ func (l *Ledger) Likes(_ context.Context, pairs []counter.Pair) (shard.LedgerLik
 	return likes, nil
 }
 
+// Likers implements shard.Ledger.
+func (l *Ledger) Likers(_ context.Context, key string, most int, visit func(actor []byte)) ([]int64, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for pair := range l.likes {
+		if pair.Key == key && most > 0 {
+			most--
+			visit([]byte(pair.Actor))
+		}
+	}
+	return l.watermarkIDs(), nil
+}
+
 // watermarkIDs are the watermarks by shard number.
 func (l *Ledger) watermarkIDs() []int64 {
 	ids := make([]int64, len(l.watermarks))
