@@ -39,3 +39,9 @@ func NewClockedRedis(client rueidis.Client, cfg RedisConfig, clockKey string) (*
 	}
 	return r, nil
 }
+
+// RememberLikers has a store that was not used yet remember who likes a key, if the ledger has so many actors of it at most, as soon
+// as it was asked once.
+func (s *Store) RememberLikers(actors int) {
+	s.states.likers.likersLimits = likersLimits{many: 1, keys: 1, actors: actors}
+}

@@ -21,7 +21,10 @@ type likeTrips struct {
 	shard.Scripts
 	*twin.Ledger
 	writes, asked int
+	pairs         int   // that the ledger was asked for
 	err           error // of the ledger
+	read          int   // how often it was asked who likes a key
+	unread        error // the answer to that
 	// asking is called when the ledger is asked, if it is not nil.
 	asking func()
 	// hold has writes wait, if it is not nil.
@@ -47,7 +50,7 @@ func (c *likeTrips) Likes(ctx context.Context, groups []shard.PairGroup) ([][]sh
 type likeLedger struct{ *likeTrips }
 
 func (l likeLedger) Likes(ctx context.Context, pairs []counter.Pair) (shard.LedgerLikes, error) {
-	l.asked++
+	l.asked, l.pairs = l.asked+1, l.pairs+len(pairs)
 	if l.asking != nil {
 		l.asking()
 	}
@@ -55,6 +58,14 @@ func (l likeLedger) Likes(ctx context.Context, pairs []counter.Pair) (shard.Ledg
 		return shard.LedgerLikes{}, err
 	}
 	return l.Ledger.Likes(ctx, pairs)
+}
+
+func (l likeLedger) Likers(ctx context.Context, key string, most int, visit func([]byte)) ([]int64, error) {
+	l.read++
+	if l.unread != nil {
+		return nil, l.unread
+	}
+	return l.Ledger.Likers(ctx, key, most, visit)
 }
 
 func newLikeTrips() *likeTrips {

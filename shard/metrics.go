@@ -22,9 +22,11 @@ type Metrics struct {
 	likeLoads     prometheus.Counter
 	likeErrors    prometheus.Counter
 	supposedLikes prometheus.Counter
-	spreadKeys    prometheus.Gauge
-	spreadRefused prometheus.Counter
-	queues        *groupcommit.Collector
+	// rememberedLikes are those of which likers have answered for the ledger.
+	rememberedLikes prometheus.Counter
+	spreadKeys      prometheus.Gauge
+	spreadRefused   prometheus.Counter
+	queues          *groupcommit.Collector
 }
 
 // The scripts that the store runs; the worker's are steps of its own.
@@ -88,6 +90,10 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			Name: "plusone_shard_likes_provisional_total",
 			Help: "Likes and unlikes taken without knowing what they were before, because the ledger cannot be asked.",
 		}),
+		rememberedLikes: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "plusone_shard_likes_remembered_total",
+			Help: "Likes that the ledger was not asked for, since the server remembers who it has of a key that many like.",
+		}),
 		spreadKeys: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "plusone_shard_spread_keys", Help: "Hot keys that this server knows to be spread over all shards.",
 		}),
@@ -101,7 +107,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		m.scriptErrors.WithLabelValues(name)
 	}
 	reg.MustRegister(m.scriptSeconds, m.scriptErrors, m.batchChanges, m.refusals, m.retries, m.loadSeconds, m.loadKeys,
-		m.loadErrors, m.likeSeconds, m.likeLoads, m.likeErrors, m.supposedLikes, m.spreadKeys, m.spreadRefused, m.queues)
+		m.loadErrors, m.likeSeconds, m.likeLoads, m.likeErrors, m.supposedLikes, m.rememberedLikes, m.spreadKeys, m.spreadRefused, m.queues)
 	return m
 }
 

@@ -78,11 +78,14 @@ func newLikeRoutes(t *testing.T, seed uint64) *likeRoutes {
 	return w
 }
 
+// open opens a server. It remembers who likes the key whenever it can, if they are not too many.
 func (w *likeRoutes) open() *shard.Store {
-	return shard.New(w.redis, &routeLedger{w.ledger, w}, shard.Config{
+	s := shard.New(w.redis, &routeLedger{w.ledger, w}, shard.Config{
 		Shards: routeShards, Dedupe: counter.DefaultDedupeWindow, BaseTTL: time.Hour, MissingTTL: time.Hour,
 		Metrics: shard.NewMetrics(prometheus.NewRegistry()), Logger: quietLog(),
 	})
+	s.RememberLikers(w.rnd.IntN(6))
+	return s
 }
 
 func (w *likeRoutes) close() {

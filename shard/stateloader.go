@@ -43,6 +43,7 @@ type stateLoader struct {
 	cluster bool
 	metrics *Metrics
 	log     *slog.Logger
+	likers  *likers
 	queue   *groupcommit.Queue[*stateLoad]
 	pool    sync.Pool // of *stateLoad
 	// until is when the ledger is asked again after it has failed, zero while it works. Behind are the homes of which the ledger
@@ -88,7 +89,7 @@ func newStateLoader(s *Store, ledger Ledger) *stateLoader {
 	l := &stateLoader{
 		scripts: s.scripts, ledger: ledger, submit: s.submit, pending: s.pending, clock: s.clock, shards: s.cfg.Shards,
 		cluster: s.cfg.Cluster, behind: make([]bool, s.cfg.Shards), metrics: s.metrics, log: s.cfg.Logger,
-		flush: func(ctx context.Context) { s.writers[0].queue.Flush(ctx) },
+		flush: func(ctx context.Context) { s.writers[0].queue.Flush(ctx) }, likers: newLikers(s, ledger),
 	}
 	l.queue = groupcommit.New(groupcommit.Config[*stateLoad]{
 		MaxQueue: maxQueuedStates, MaxBatch: maxStateBatch, Yield: true,
@@ -167,7 +168,7 @@ func (l *stateLoader) find(ctx context.Context, loads []*stateLoad) {
 	}
 }
 
-// ask asks homes and the ledger: both at once, as each takes its time. By its watermark the ledger says itself whether it had what a
+// ask asks homes and the ledger, unless it is remembered what that would say: both at once, as each takes its time. By its watermark the ledger says itself whether it had what a
 // home knows of a pair, whichever answered first. If it did not, the home is asked for the pair, and the ledger after that: so a
 // state that leaves the home's windows meanwhile is found in the ledger.
 func (l *stateLoader) ask(ctx context.Context, loads []*stateLoad) {
@@ -187,7 +188,9 @@ func (l *stateLoader) ask(ctx context.Context, loads []*stateLoad) {
 	if behind {
 		asking.Wait()
 	}
-	l.askLedger(ctx, loads)
+	rest := l.likers.answer(loads)
+	l.askLedger(ctx, rest)
+	l.likers.note(rest)
 	asking.Wait()
 	clear(l.behind)
 	var left []*stateLoad
@@ -196,6 +199,7 @@ func (l *stateLoader) ask(ctx context.Context, loads []*stateLoad) {
 			continue
 		}
 		l.behind[load.home] = true
+		l.likers.forget(load.job.change.Entries[0].Key)
 		if !load.asked {
 			left = append(left, load)
 		}
@@ -234,6 +238,9 @@ func newest(home PairValue, ledger counter.LikeState) KnownLike {
 // askLedger reads the pairs' states, unless the ledger has failed just now, or has failed and the script may have the
 // answer.
 func (l *stateLoader) askLedger(ctx context.Context, loads []*stateLoad) {
+	if len(loads) == 0 {
+		return
+	}
 	answer := &ledgerAnswer{}
 	for i, load := range loads {
 		load.ledger, load.at = answer, i

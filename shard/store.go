@@ -93,6 +93,7 @@ func (s *Store) Close(ctx context.Context) error {
 		errs = append(errs, s.writers[i].queue.Close(ctx), s.readers[i].queue.Close(ctx))
 	}
 	errs = append(errs, s.loader.queue.Close(ctx))
+	s.states.likers.close()
 	s.spreader.close()
 	return errors.Join(errs...)
 }

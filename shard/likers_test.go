@@ -1,0 +1,213 @@
+package shard_test
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/plusone-dev/plusone/flush"
+	"github.com/plusone-dev/plusone/internal/twin"
+	"github.com/plusone-dev/plusone/shard"
+)
+
+// crowds are likes of one key by many at once, and a worker.
+type crowds struct {
+	*likeTrips
+	redis  *twin.Redis
+	worker *flush.Worker
+	key    string
+	actors int
+}
+
+const crowdWindow = 5 * time.Second
+
+func newCrowds() *crowds {
+	redis := twin.New(shard.RedisConfig{Shards: 4, Window: crowdWindow, Dedupe: time.Minute, MaxSpread: 10}, func() int64 {
+		return time.Now().UnixMicro()
+	})
+	c := &crowds{likeTrips: &likeTrips{Scripts: redis, Ledger: twin.NewLedger(4)}, redis: redis, key: nameAt(1)}
+	c.worker = flush.NewWorker(redis, c.Ledger, flush.WorkerConfig{
+		Shards: 4, Window: crowdWindow, Interval: time.Hour, Concurrency: 1, StepTimeout: time.Minute,
+		Registerer: prometheus.NewRegistry(), Logger: quietLog(),
+	})
+	return c
+}
+
+// drain drains what is due.
+func (c *crowds) drain(t *testing.T) {
+	t.Helper()
+	for _, n := range []int{1, 0, 2, 3} { // the home first, for which the others wait
+		must(t, c.worker.Round(t.Context(), n))
+	}
+}
+
+const crowd = 100
+
+// question is for whom of a crowd the ledger is asked.
+type question string
+
+const (
+	asked    question = "all"
+	notAsked question = "none"
+	asking   question = "all, until a snapshot is loaded"
+)
+
+// like wants the key to be liked by a crowd of new actors, and the ledger to be asked.
+func (c *crowds) like(t *testing.T, when string, s *shard.Store, question question) {
+	t.Helper()
+	c.pairs = 0
+	var callers sync.WaitGroup
+	for range crowd {
+		c.actors++
+		actor := fmt.Sprint("actor-", c.actors)
+		callers.Go(func() {
+			r, err := s.Apply(t.Context(), likeOf(c.key, actor))
+			if err != nil || !r.Changed || r.Provisional {
+				t.Errorf("%s, %s: %+v, %v", when, actor, r, err)
+			}
+		})
+	}
+	callers.Wait()
+	synctest.Wait()
+	if question == asked && c.pairs < crowd || question == notAsked && c.pairs > 0 || question == asking && c.pairs == 0 {
+		t.Errorf("%s, the ledger is asked for %d of them, want %s", when, c.pairs, question)
+	}
+	equal(t, when+", the count", value(t, s, c.key), int64(c.actors))
+}
+
+// TestLikersAreRemembered: of a key that many like the ledger is asked for a while, until it has what each shard had when the key was
+// spread, and then for who is in it, and in the next hour.
+func TestLikersAreRemembered(t *testing.T) {
+	t.Parallel()
+	for name, spread := range map[string]bool{"at home": false, "spread": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				c := newCrowds()
+				s := c.store(t)
+				<-time.After(time.Minute)
+				c.like(t, "first", s, asked)
+				if spread {
+					_, err := c.Spread(t.Context(), 1, []string{c.key}, 0)
+					must(t, err)
+					value(t, s, c.key) // from which the store learns the marker
+				}
+				for range 4 {
+					c.like(t, "while nothing is drained", s, asked)
+					<-time.After(crowdWindow)
+					c.drain(t)
+				}
+				c.like(t, "when it is drained", s, asking)
+				for range 4 {
+					c.like(t, "when it is remembered", s, notAsked)
+					<-time.After(crowdWindow)
+					c.drain(t)
+				}
+
+				// Who is in the ledger is asked for, by a server that has not set it.
+				other := c.store(t)
+				value(t, other, c.key)
+				c.asked = 0
+				r, err := other.Apply(t.Context(), likeOf(c.key, "actor-1"))
+				must(t, err)
+				equal(t, "changed again", r.Changed, false)
+				equal(t, "ledger asked for a liker", c.asked, 1)
+
+				next := time.Now().Truncate(time.Hour).Add(time.Hour)
+				<-time.After(time.Until(next) - 9*time.Second)
+				c.like(t, "when the hour ends", s, asked)
+				<-time.After(time.Until(next) + time.Second)
+				for range 6 {
+					c.like(t, "in the next hour", s, asked)
+					<-time.After(crowdWindow)
+					c.drain(t)
+				}
+				c.like(t, "when windows of the hour are drained", s, asking)
+				c.like(t, "remembered for the hour", s, notAsked)
+			})
+		})
+	}
+}
+
+// TestLikersAreForgotten: when membership was evicted, what came after the snapshot is asked for again, and no snapshot is taken for a
+// while.
+func TestLikersAreForgotten(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCrowds()
+		s := c.store(t)
+		<-time.After(time.Minute)
+		round := func(when string, question question) {
+			t.Helper()
+			c.like(t, when, s, question)
+			<-time.After(crowdWindow)
+			c.drain(t)
+		}
+		for range 4 {
+			round("at first", asked)
+		}
+		round("to be remembered", asking)
+		round("remembered", notAsked)
+		c.redis.EvictLikes(time.Now().Unix() / 3600)
+		c.asked = 0
+		r, err := s.Apply(t.Context(), likeOf(c.key, "actor-550")) // of the last crowd
+		must(t, err)
+		equal(t, "changed again", r.Changed, false)
+		equal(t, "ledger asked for somebody who is no more in membership", c.asked, 1)
+		for range 6 {
+			round("forgotten", asked)
+		}
+		round("to be remembered again", asking)
+		round("remembered again", notAsked)
+	})
+}
+
+// TestLikersCannotBeRead: while the ledger is down, likes are what they are without a memory, and it is tried again.
+func TestLikersCannotBeRead(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCrowds()
+		s := c.store(t)
+		<-time.After(time.Minute)
+		c.unread = errors.New("down")
+		for range 8 {
+			c.like(t, "unread", s, asked)
+			<-time.After(crowdWindow)
+			c.drain(t)
+		}
+		c.unread = nil
+		<-time.After(30 * time.Second)
+		c.like(t, "to be read", s, asking)
+		c.like(t, "read", s, notAsked)
+	})
+}
+
+// TestTooManyLikersAreNotRemembered: of a key with more likers than are remembered everybody is asked for, and it is not read again in
+// the hour.
+func TestTooManyLikersAreNotRemembered(t *testing.T) {
+	t.Parallel()
+	for most, question := range map[int]question{crowd - 1: asked, crowd: notAsked} {
+		t.Run(fmt.Sprint(most), func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				c := newCrowds()
+				s := c.newStore(t)
+				s.RememberLikers(most)
+				<-time.After(time.Minute)
+				value(t, s, "other") // from which the store learns the time
+				c.like(t, "not drained yet", s, asking)
+				<-time.After(crowdWindow)
+				c.drain(t)
+				c.like(t, "drained", s, asking)
+				c.read = 0
+				c.like(t, "read", s, question)
+				equal(t, "read", c.read, 0)
+			})
+		})
+	}
+}
