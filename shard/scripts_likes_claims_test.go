@@ -135,7 +135,7 @@ var likeClaimCases = map[string]func(t *testing.T, f *fixture){
 		f.answers(t, "11", parts(epochMS, epochMS, epochMS))
 		f.reads(t, 0, "a", shard.KeyValue{Value: 3, Likes: 2, Marker: epochMS})
 		f.looksUp(t, 0, "al", shard.PairValue{
-			Known: true, PendingLike: state(true, epochMicros, epochMicros), Marker: epochMS,
+			Known: true, PendingLike: newLike(epochMicros), Marker: epochMS,
 		})
 		// One that the sender knows and the shard does not, and a shard that has none.
 		f.refused(t, f.batch(liking(part(2), like("al", never), marked(like("bo", never), 7))),

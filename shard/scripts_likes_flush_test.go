@@ -91,7 +91,7 @@ var likeFlushCases = map[string]func(t *testing.T, f *fixture){
 		f.holdsOf(t, 17, 6)
 		// Something else than likes is left, or other likes than the worker knows: the window stays.
 		f.endsWith(t, window, 2)
-		set := state(true, epochMicros, epochMicros)
+		set := newLike(epochMicros)
 		f.records(t, window, map[string]shard.PendingLike{"al": set, "bo": set})
 		f.holdsOf(t, 17, 6)
 		f.moves(t, window, movedDelta(7, 2, false))
@@ -105,7 +105,7 @@ var likeFlushCases = map[string]func(t *testing.T, f *fixture){
 		equal(t, "windows", f.windows(t, 0), []int64{})
 		equal(t, "likes", len(f.scan(t, 0, window).Likes), 0)
 		f.holdsOf(t, 17, 6)
-		f.knows(t, 0, "bo", state(true, epochMicros, epochMicros))
+		f.knows(t, 0, "bo", newLike(epochMicros))
 	},
 
 	"like/finish in another order": func(t *testing.T, f *fixture) {
@@ -186,7 +186,7 @@ var likeFlushCases = map[string]func(t *testing.T, f *fixture){
 		window := f.sealedLikes(t)
 		f.discard(t, 0, window, "g1")
 		f.reads(t, 0, "a", shard.KeyValue{})
-		f.knows(t, 0, "al", state(true, epochMicros, epochMicros))
+		f.knows(t, 0, "al", newLike(epochMicros))
 		f.evictLikes(t, 0)
 		f.knowsNothing(t)
 	},
@@ -209,7 +209,7 @@ var likeFlushCases = map[string]func(t *testing.T, f *fixture){
 			{Shard: 1, Pairs: []counter.Pair{b}},
 		})
 		must(t, err)
-		set := shard.PairValue{Known: true, PendingLike: state(true, epochMicros, epochMicros)}
+		set := shard.PairValue{Known: true, PendingLike: newLike(epochMicros)}
 		equal(t, "likes", got, [][]shard.PairValue{{{}, set}, {{Marker: epochMS}, set, {}, set}, {{}}})
 	},
 
@@ -225,7 +225,7 @@ var likeFlushCases = map[string]func(t *testing.T, f *fixture){
 			{Key: strings.Repeat("k", 256), Actor: strings.Repeat("a", 128)},
 		} {
 			likes = append(likes, shard.LikeWrite{Pair: p, Liked: true, Known: never, Group: -1})
-			want[p] = state(true, epochMicros, epochMicros)
+			want[p] = newLike(epochMicros)
 		}
 		f.sets(t, "11111", liking(part(0), likes...))
 		got := f.scan(t, 0, epochMS)

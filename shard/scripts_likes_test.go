@@ -131,7 +131,7 @@ var likeCases = map[string]func(t *testing.T, f *fixture){
 	"like/change and repeat": func(t *testing.T, f *fixture) {
 		f.sets(t, "1", liking(part(0), like("al", never)))
 		f.counts(t, 0, 1)
-		first := state(true, epochMicros, epochMicros)
+		first := newLike(epochMicros)
 		f.knows(t, 0, "al", first)
 		f.records(t, epochMS, map[string]shard.PendingLike{"al": first})
 		// The window holds the change: its repeat must not take its place.
@@ -187,7 +187,7 @@ var likeCases = map[string]func(t *testing.T, f *fixture){
 		f.counts(t, 0, 2)
 		f.records(t, epochMS, map[string]shard.PendingLike{
 			"al": state(true, epochMicros+2, epochMicros+2),
-			"bo": state(true, epochMicros, epochMicros),
+			"bo": newLike(epochMicros),
 			"cy": state(false, epochMicros, 0),
 		})
 		// A repeat does not stand in the way of a change after it.
@@ -299,7 +299,7 @@ var likeCases = map[string]func(t *testing.T, f *fixture){
 
 	"like/membership of two hours": func(t *testing.T, f *fixture) {
 		f.advance(t, hourMS-1)
-		set := state(true, f.now*1000, f.now*1000)
+		set := newLike(f.now * 1000)
 		f.sets(t, "11", liking(part(0), like("al", never), like("bo", never)))
 		f.drained(t, 0)
 		f.knows(t, 0, "al", set)
@@ -333,7 +333,7 @@ var likeCases = map[string]func(t *testing.T, f *fixture){
 		f.sets(t, "1", liking(part(0), like("bo", never)))
 		f.evictLikes(t, 0)
 		f.set(t, start+windowMS/2)
-		f.knows(t, 0, "bo", state(true, behind*1000, behind*1000))
+		f.knows(t, 0, "bo", newLike(behind*1000))
 	},
 
 	// What an older bucket knows must not come back when a newer one is evicted.
@@ -351,7 +351,7 @@ var likeCases = map[string]func(t *testing.T, f *fixture){
 		watermark := f.drained(t, 0)
 		for _, back := range []int64{windowMS, 1} {
 			f.set(t, epochMS-back)
-			f.knows(t, 0, "al", state(true, epochMicros, epochMicros))
+			f.knows(t, 0, "al", newLike(epochMicros))
 		}
 		f.set(t, epochMS-windowMS-1)
 		f.knowsNothing(t)
@@ -370,11 +370,11 @@ var likeCases = map[string]func(t *testing.T, f *fixture){
 		f.drained(t, 0)
 		f.seal(t, 0, f.now, "g", sealReply{RolledBack: true, RestoreDue: true})
 		f.knowsNothing(t)
-		f.knows(t, 1, "al", state(true, epochMicros, epochMicros))
+		f.knows(t, 1, "al", newLike(epochMicros))
 		f.advance(t, 1)
 		f.sets(t, "1", liking(part(0), like("al", never)))
 		f.discard(t, 0, f.windows(t, 0)[0], "g1")
-		f.knows(t, 0, "al", state(true, f.now*1000, f.now*1000))
+		f.knows(t, 0, "al", newLike(f.now*1000))
 		f.restoreMarkers(t, 0, nil)
 		f.knowsNothing(t)
 	},
@@ -422,7 +422,7 @@ var likeCases = map[string]func(t *testing.T, f *fixture){
 		f.holds(t, 0, epochMS, map[string]int64{"a": math.MaxInt64})
 		f.holds(t, 0, epochMS+1, map[string]int64{"a": 1, "b": 1})
 		f.records(t, epochMS+1, map[string]shard.PendingLike{
-			"al": state(true, epochMicros, epochMicros), "bo": state(true, epochMicros+1, 5),
+			"al": newLike(epochMicros), "bo": state(true, epochMicros+1, 5),
 		})
 		f.sets(t, "1", liking(part(0), unlike("al", never)))
 		f.holds(t, 0, epochMS+1, map[string]int64{"a": 0, "b": 1})

@@ -35,7 +35,8 @@ const (
 
 // exercises are the rules of the protocol, as any shard.Scripts must keep them, by the file they are in.
 var exercises = []map[string]func(t *testing.T, f *fixture){
-	writeCases, readyCases, likeCases, membershipCases, likeClaimCases, likeFlushCases, claimCases, readCases, flushCases, rollbackCases, limitCases,
+	writeCases, readyCases, likeCases, membershipCases, newLikeCases, likeClaimCases, likeFlushCases, claimCases, readCases, flushCases,
+	rollbackCases, limitCases,
 }
 
 func TestScripts(t *testing.T) {

@@ -276,6 +276,9 @@ type WindowPart struct {
 // PendingLike is the state that a pair was last set to in a window.
 type PendingLike struct {
 	Liked bool
+	// New says of a like that its pair was never set before, as far as ledger and shard know. It may be wrong, and spares work
+	// where it is right.
+	New bool
 	// Micros is when, and orders the states of a pair: it grows with each of them. Since is since when the pair is
 	// supposed to have the state, which is Micros if that changed it.
 	Micros, Since int64

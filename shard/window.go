@@ -16,6 +16,9 @@ const (
 	likeSumField = '\x03' // then the key: the part of its delta that is supposed to come from likes
 )
 
+// newLike ends the state of a like that is PendingLike.New.
+const newLike = "+"
+
 // fieldOf is the field of a like, in windows and in membership.
 func fieldOf(p counter.Pair) string { return string(likeField) + p.Key + "\x00" + p.Actor }
 
@@ -61,6 +64,9 @@ func formatLike(l PendingLike) string {
 	if l.Since != l.Micros {
 		text += ":" + strconv.FormatInt(l.Since, 10)
 	}
+	if l.New {
+		text += newLike
+	}
 	return text
 }
 
@@ -69,8 +75,9 @@ func parseLike(text string) (PendingLike, error) {
 	if text == "" || text[0] != '0' && text[0] != '1' {
 		return PendingLike{}, errAnswer
 	}
-	at, since, repeated := strings.Cut(text[1:], ":")
 	like := PendingLike{Liked: text[0] == '1'}
+	text, like.New = strings.CutSuffix(text[1:], newLike)
+	at, since, repeated := strings.Cut(text, ":")
 	var err error
 	if like.Micros, err = strconv.ParseInt(at, 10, 64); err != nil {
 		return PendingLike{}, errAnswer

@@ -14,13 +14,18 @@ import (
 // FuzzLikeState wants each state that can be written to be read as it was, and what is read to be one that can be
 // written.
 func FuzzLikeState(f *testing.F) {
-	for _, text := range []string{"", "1", "1:", "117", "017:5", "117:17", "?17", "1-9223372036854775808:9223372036854775807", "117:5:3"} {
+	for _, text := range []string{
+		"", "1", "1:", "117", "017:5", "117:17", "?17", "1-9223372036854775808:9223372036854775807", "117:5:3",
+		"117+", "117:5+", "1+", "117++",
+	} {
 		f.Add(text, true, int64(17), int64(5))
 	}
 	f.Fuzz(func(t *testing.T, text string, liked bool, micros, since int64) {
-		want := PendingLike{Liked: liked, Micros: micros, Since: since}
-		if got, err := parseLike(formatLike(want)); err != nil || got != want {
-			t.Errorf("%+v, written as %q, was read as %+v, %v", want, formatLike(want), got, err)
+		for _, isNew := range []bool{false, true} {
+			want := PendingLike{Liked: liked, New: isNew, Micros: micros, Since: since}
+			if got, err := parseLike(formatLike(want)); err != nil || got != want {
+				t.Errorf("%+v, written as %q, was read as %+v, %v", want, formatLike(want), got, err)
+			}
 		}
 		read, err := parseLike(text)
 		if err != nil {
@@ -38,6 +43,7 @@ func FuzzWindow(f *testing.F) {
 	f.Add("key", "actor", int64(5), "other", "7")
 	f.Add("", "", int64(math.MinInt64), "\x02key\x00actor", "117:5")
 	f.Add("k", "a", int64(0), "\x02no actor", "117")
+	f.Add("k", "a", int64(0), "\x02k\x00a", "117+")
 	f.Add("k", "a", int64(0), "\x02k\x00a", "?17")
 	f.Add("k", "a", int64(0), "\x01k", "not a number")
 	f.Add("k", "a", int64(0), "\x03", "+1")
@@ -47,7 +53,7 @@ func FuzzWindow(f *testing.F) {
 		if slices.ContainsFunc([]byte(key+actor), func(c byte) bool { return c < ' ' }) {
 			return
 		}
-		state, number := PendingLike{Liked: n%2 == 0, Micros: n, Since: n / 2}, strconv.FormatInt(n, 10)
+		state, number := PendingLike{Liked: n%2 == 0, New: n%3 == 0, Micros: n, Since: n / 2}, strconv.FormatInt(n, 10)
 		fields := []string{
 			key, number, string(likeSumField) + key, number, string(markerField) + key, number, fieldOf(pair), formatLike(state),
 		}

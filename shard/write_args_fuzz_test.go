@@ -82,7 +82,9 @@ var (
 			l.Known.Source = LikeSource(rapid.IntRange(0, 2).Draw(t, "source"))
 			if l.Known.Source == LikeLoaded {
 				l.Known.Watermark = rapid.Int64Range(0, math.MaxInt64).Draw(t, "watermark")
-				l.Known.PendingLike = PendingLike{rapid.Bool().Draw(t, "was"), anyNumber.Draw(t, "micros"), anyNumber.Draw(t, "since")}
+				l.Known.PendingLike = PendingLike{
+					Liked: rapid.Bool().Draw(t, "was"), Micros: anyNumber.Draw(t, "micros"), Since: anyNumber.Draw(t, "since"),
+				}
 			}
 			s.Likes = append(s.Likes, l)
 		}

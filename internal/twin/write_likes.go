@@ -80,7 +80,8 @@ func (w *write) decideLike(i int, like *shard.LikeWrite, d *likeDecisions) shard
 		return shard.LikeOverflows
 	}
 	d.sums[like.Key] += delta
-	d.states[like.Pair] = shard.PendingLike{Liked: like.Liked, Micros: at, Since: at}
+	isNew := like.Liked && state.Micros == 0 && like.Known.Source == shard.LikeLoaded
+	d.states[like.Pair] = shard.PendingLike{Liked: like.Liked, New: isNew, Micros: at, Since: at}
 	return shard.LikeChanged
 }
 

@@ -8,7 +8,7 @@
 --           were added to claims last), ready (see is_ready)
 -- windows   list of window ids, ascending
 -- w:<id>    hash: key -> pending delta, "\1"key -> spread marker set in this window, "\2"key"\0"actor -> state that
---           the actor's like was set to, "\3"key -> the part of the delta that is supposed to come from likes
+--           the actor's like was set to (see like.lua), "\3"key -> the part of the delta that is supposed to come from likes
 -- base:<gen>:<key>  what the ledger holds of the key for this shard: the total, and a colon and the part of it
 --                   that comes from likes if there is one
 -- spread    hash: key -> spread marker: since when the key is spread over all shards, or, over fewer of them, that times

@@ -1,5 +1,6 @@
 -- Rule 10: the states of likes. A state is written as 1 (liked) or 0 and the microseconds when it was set; for one
--- that was set again, a colon and those since when it has been so.
+-- that was set again, a colon and those since when it has been so; for a like of a pair that was never set before, as far as
+-- ledger and shard know, a plus, which is for the ledger alone.
 --
 -- Membership is the memory of the last hours, so that a like is seldom looked up in the ledger, and a viral key's
 -- likers do not pile up. A pair is in one bucket at most, or what one bucket knows would come back when another is
@@ -7,6 +8,7 @@
 -- not be what the ledger has. A bucket has all likes of the windows above the one in its field SINCE, but for those that
 -- went to the bucket of another hour.
 local SINCE = 'since' -- no field of a like begins so
+local NEW = '+'
 local HOUR = 3600000
 local MEMBERSHIP_MARGIN = 600000 -- swept before it expires, since to sweep blocks nobody
 
@@ -73,7 +75,7 @@ end
 
 -- parse_state returns whether it is liked, when it was set and since when it has been so.
 local function parse_state(state)
-  local at, since = string.match(state, '^.(%d+):?(%d*)$')
+  local at, since = string.match(state, '^.(%d+):?(%d*)')
   at = tonumber(at)
   return string.sub(state, 1, 1) == '1', at, tonumber(since) or at
 end

@@ -88,13 +88,14 @@ local function split_moment(known)
 end
 
 local hours, forget = nil, nil
-local now_liked, now_unliked = nil, nil
+local now_liked, now_unliked, now_new = nil, nil, nil
 
 -- begin_likes looks up the states of a shard's likes.
 local function begin_likes(extra)
   if not hours then
     hours, forget = membership_hours(now, length)
     now_liked, now_unliked = format_state(true, time, time), format_state(false, time, time)
+    now_new = now_liked .. NEW
   end
   extra[BUCKET_STEM] = membership_stem(extra[SHARD], extra[LOST])
   extra[BUCKET] = extra[BUCKET_STEM] .. hours[1]
@@ -125,18 +126,22 @@ local function known_state(extra, wanted, source, known)
   return nil
 end
 
+-- is_new reports whether a like that changes something is of a pair that was never set: Redis has no state, and the ledger none.
+local function is_new(wanted, source, set) return wanted and set == 0 and source == LOADED end
+
 -- new_state returns the state to which a run sets each of its likes that Redis does not know, or nil if they cannot be decided
 -- together.
 local function new_state(extra, what, known, first_of_pair)
   if what % SOURCE >= DATED or first_of_pair > 0 or extra[CAREFUL] then return nil end
-  local wanted = what % DATED == 1
-  local liked, set = known_state(extra, wanted, math.floor(what / SOURCE), known)
+  local wanted, source = what % DATED == 1, math.floor(what / SOURCE)
+  local liked, set = known_state(extra, wanted, source, known)
   if liked == nil or liked == wanted or set >= time then return nil end
+  if is_new(wanted, source, set) then return now_new end
   return wanted and now_liked or now_unliked
 end
 
 -- change_like decides a like that changes something, of the key with the number k.
-local function change_like(extra, position, first_of_pair, k, wanted, set, moment)
+local function change_like(extra, position, first_of_pair, k, wanted, set, moment, source)
   local sum = (extra[SUMS][k] or 0) + (wanted and 1 or -1)
   if extra[CAREFUL] and like_overflows(extra, ARGV[extra[FIRST_KEY] + k - 1], sum) then return OVERFLOWS end
   extra[SUMS][k] = sum
@@ -146,6 +151,7 @@ local function change_like(extra, position, first_of_pair, k, wanted, set, momen
   elseif set >= time then
     state = format_state(wanted, set + 1, set + 1)
   end
+  if is_new(wanted, source, set) then state = state .. NEW end
   if first_of_pair > 0 then states[first_of_pair] = state end
   record(extra, position, first_of_pair, state)
   return CHANGED
@@ -153,18 +159,18 @@ end
 
 -- decide_like decides the like at a position.
 local function decide_like(extra, position, what, k, known, first_of_pair)
-  local wanted, moment = what % DATED == 1, nil
+  local wanted, source, moment = what % DATED == 1, math.floor(what / SOURCE), nil
   if what % SOURCE >= DATED then known, moment = split_moment(known) end
   local pair = first_of_pair > 0 and first_of_pair or position
   local liked, set, since
   if states[pair] then
     liked, set, since = parse_state(states[pair])
   else
-    liked, set, since = known_state(extra, wanted, math.floor(what / SOURCE), known)
+    liked, set, since = known_state(extra, wanted, source, known)
   end
   if liked == nil then return UNKNOWN end
   if moment and set >= moment then return UNCHANGED end
-  if liked ~= wanted then return change_like(extra, position, first_of_pair, k, wanted, set, moment) end
+  if liked ~= wanted then return change_like(extra, position, first_of_pair, k, wanted, set, moment, source) end
   if not recorded[first_of_pair] and not repeated[pair] then
     repeated[pair] = true
     repeats[#repeats + 1] =
