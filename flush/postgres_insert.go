@@ -1,21 +1,14 @@
 package flush
 
 import (
-	"bytes"
 	"context"
-	"encoding/binary"
-	"math"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 )
 
-const (
-	// copiedRows is from how many rows on new ones are looked for: with fewer, the round trips take longer than is spared.
-	copiedRows = 500
-	// sampleEvery is how many keys there are for each that is looked up first, to estimate how many are new.
-	sampleEvery = 64
-)
+// sampleEvery is how many keys there are for each that is looked up first, to estimate how many are new.
+const sampleEvery = 64
 
 // The subquery is one look into the index for each key, whatever the plan: OFFSET keeps it from becoming a join, whose plan,
 // made when the table was small, could be to read all of a large one.
@@ -47,7 +40,7 @@ func (p *Postgres) insertNew(ctx context.Context, tx *postgresTx, w Window, chun
 		return deltas{}, err
 	}
 	var rest deltas
-	rows := newCounterRows(len(chunk.keys)-len(known), w.Shard, tx.now)
+	rows := counterRows{newCopyRows(len(chunk.keys) - len(known)), w.Shard, tx.now}
 	for i, key := range chunk.keys {
 		var likes int64
 		if chunk.likes != nil {
@@ -63,8 +56,7 @@ func (p *Postgres) insertNew(ctx context.Context, tx *postgresTx, w Window, chun
 			rest.likes = append(rest.likes, likes)
 		}
 	}
-	_, err = tx.conn.Conn().PgConn().CopyFrom(ctx, bytes.NewReader(rows.end()), copyCountersSQL)
-	return rest, err
+	return rest, rows.send(ctx, tx, copyCountersSQL)
 }
 
 // findKnown returns those of keys that have a row of the shard, in their order.
@@ -80,26 +72,11 @@ func findKnown(ctx context.Context, tx *postgresTx, shard int, keys []string) (k
 	return known, nil
 }
 
-// copiedRow is about how many bytes a row has.
-const copiedRow = 128
-
-// numericNegative is the sign of negative numerics.
-const numericNegative = 0x4000
-
-// postgresEpoch is where timestamps of Postgres begin.
-var postgresEpoch = time.Date(2000, time.January, 1, 0, 0, 0, 0, time.UTC)
-
-// counterRows are rows for copyCountersSQL, in the binary format of COPY.
+// counterRows are rows for copyCountersSQL.
 type counterRows struct {
-	data      []byte
+	copyRows
 	shard     int
 	updatedAt time.Time
-}
-
-func newCounterRows(n, shard int, updatedAt time.Time) *counterRows {
-	// The signature, flags, and the length of more headers.
-	header := append([]byte("PGCOPY\n\xff\r\n\x00"), 0, 0, 0, 0, 0, 0, 0, 0)
-	return &counterRows{data: append(make([]byte, 0, len(header)+n*copiedRow), header...), shard: shard, updatedAt: updatedAt}
 }
 
 // add adds a row whose bucket is a moment in Unix ms, or noBucket.
@@ -108,49 +85,17 @@ func (c *counterRows) add(key string, count, likes, bucket int64) {
 	if bucket == noBucket {
 		before, inBucket = count, 0
 	}
-	c.data = binary.BigEndian.AppendUint16(c.data, 8) // columns
-	c.data = append(binary.BigEndian.AppendUint32(c.data, uint32(len(key))), key...)
-	c.data = binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint32(c.data, 2), uint16(c.shard))
+	c.row(8)
+	c.text(key)
+	c.smallint(c.shard)
 	c.bigint(count)
 	c.bigint(likes)
 	c.numeric(before)
 	c.timestamp(c.updatedAt)
 	if bucket == noBucket {
-		c.data = binary.BigEndian.AppendUint32(c.data, math.MaxUint32) // null
+		c.null()
 	} else {
 		c.timestamp(time.UnixMilli(bucket))
 	}
 	c.numeric(inBucket)
 }
-
-func (c *counterRows) bigint(n int64) {
-	c.data = binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint32(c.data, 8), uint64(n))
-}
-
-func (c *counterRows) timestamp(t time.Time) { c.bigint(t.Sub(postgresEpoch).Microseconds()) }
-
-// numeric adds an integer in digits of base 10,000.
-func (c *counterRows) numeric(n int64) {
-	sign, rest := uint16(0), uint64(n)
-	if n < 0 {
-		sign, rest = numericNegative, -rest
-	}
-	var buffer [5]uint16
-	first := len(buffer)
-	for ; rest > 0; rest /= 10_000 {
-		first--
-		buffer[first] = uint16(rest % 10_000)
-	}
-	digits := buffer[first:]
-	c.data = binary.BigEndian.AppendUint32(c.data, uint32(8+2*len(digits)))
-	// Their number, the exponent of the first, the sign, and the decimal places.
-	for _, field := range [...]uint16{uint16(len(digits)), uint16(max(len(digits)-1, 0)), sign, 0} {
-		c.data = binary.BigEndian.AppendUint16(c.data, field)
-	}
-	for _, digit := range digits {
-		c.data = binary.BigEndian.AppendUint16(c.data, digit)
-	}
-}
-
-// end returns all that was added.
-func (c *counterRows) end() []byte { return binary.BigEndian.AppendUint16(c.data, math.MaxUint16) }
