@@ -24,7 +24,8 @@ WHERE c.spread <> excluded.spread`
 
 // Apply implements WindowLedger. Rows of a shard are only written with its watermark locked, so windows of
 // one shard wait for each other. Those of different shards only do where they have a pair in common, whose key was
-// spread in between: pairs are locked in their order, after the watermark and before any counter.
+// spread in between: pairs are locked in their order, after the watermark and before any counter. Where new likes are inserted,
+// these come before the others, and two such windows may wait in a circle: the server ends one, and it is repeated with upserts alone.
 func (p *Postgres) Apply(ctx context.Context, w Window) (Applied, error) {
 	insert, clip := true, false
 	for attempt := 1; ; attempt++ {
@@ -35,7 +36,7 @@ func (p *Postgres) Apply(ctx context.Context, w Window) (Applied, error) {
 		case attempt < maxAttempts && isOverflow(err) && !clip:
 			clip = true
 		case attempt < maxAttempts && (isConflict(err) || insert && hasCode(err, codeUniqueViolation)):
-			insert = false // which locks counters in the order of their keys
+			insert = false // which locks pairs, and then counters, in their order
 		default:
 			return Applied{}, err
 		}
@@ -65,7 +66,7 @@ func (p *Postgres) applyWindow(ctx context.Context, w Window, insert, clip bool)
 
 	applied := Applied{OK: true, Previous: watermark}
 	at := time.UnixMilli(w.ID)
-	sums, likes, err := applyLikes(ctx, tx, w, &applied)
+	sums, likes, err := applyLikes(ctx, tx, w, insert, &applied)
 	if err != nil {
 		return Applied{}, postgresError("apply window", err)
 	}
@@ -108,14 +109,22 @@ func (p *Postgres) applyWindow(ctx context.Context, w Window, insert, clip bool)
 	return applied, nil
 }
 
-// applyLikes sets the likes of a window, and returns what the window adds by what they have changed: to the keys
-// in all, and of that by likes.
-func applyLikes(ctx context.Context, tx *postgresTx, w Window, applied *Applied) (sums, likes map[string]int64, err error) {
+// applyLikes sets the likes of a window, if insert is set with new ones inserted as such, and returns what the window adds by what
+// they have changed: to the keys in all, and of that by likes.
+func applyLikes(ctx context.Context, tx *postgresTx, w Window, insert bool, applied *Applied) (sums, likes map[string]int64, err error) {
 	if len(w.Likes) == 0 && len(w.LikeDeltas) == 0 {
 		return w.Deltas, nil, nil
 	}
 	likes = make(map[string]int64)
 	for pairs := range slices.Chunk(slices.SortedFunc(maps.Keys(w.Likes), comparePairs), rowsPerStatement) {
+		if insert {
+			if pairs, err = insertNewLikes(ctx, tx, pairs, w.Likes, likes); err != nil {
+				return nil, nil, err
+			}
+		}
+		if len(pairs) == 0 {
+			continue
+		}
 		batch := &pgx.Batch{}
 		queueWindowLikes(batch, pairs, w.Likes, likes)
 		if err := tx.send(ctx, batch); err != nil {

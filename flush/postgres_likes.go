@@ -1,6 +1,7 @@
 package flush
 
 import (
+	"context"
 	"errors"
 	"time"
 
@@ -70,6 +71,41 @@ WHERE u.liked OR NOT u.again OR (SELECT true FROM likes AS o WHERE o.key = u.key
 ON CONFLICT (key, actor) DO UPDATE SET liked = excluded.liked, at = excluded.at, was = l.liked
 WHERE excluded.at > l.at AND (excluded.was IS NOT NULL OR l.liked <> excluded.liked)
 RETURNING key, liked, coalesce(was, false)`
+
+const copyLikesSQL = `COPY likes (key, actor, liked, at, was) FROM STDIN (FORMAT binary)`
+
+// insertNewLikes inserts those of pairs that are new, if they are many, adds to changed what they add to each key, and returns the
+// others, which are left to upsert. COPY takes 0.7 of what an upsert takes for a new row.
+//
+// Which are new is what the window says. That is wrong if somebody has added a row by hand, if Redis or the ledger went back in time,
+// or if another shard's window has the pair. The row violates the unique key then, also if it is committed while COPY waits for it,
+// and the transaction is to be repeated with upserts alone.
+func insertNewLikes(
+	ctx context.Context, tx *postgresTx, pairs []counter.Pair, likes map[counter.Pair]shard.PendingLike, changed map[string]int64,
+) ([]counter.Pair, error) {
+	var added, rest []counter.Pair
+	for _, pair := range pairs {
+		if like := likes[pair]; like.New && like.Liked {
+			added = append(added, pair)
+		} else {
+			rest = append(rest, pair)
+		}
+	}
+	if len(added) < copiedRows {
+		return pairs, nil
+	}
+	rows := newCopyRows(len(added))
+	for _, pair := range added {
+		rows.row(5)
+		rows.text(pair.Key)
+		rows.text(pair.Actor)
+		rows.boolean(true) // liked
+		rows.timestamp(time.UnixMicro(likes[pair].Micros))
+		rows.boolean(false) // was
+		changed[pair.Key]++
+	}
+	return rest, rows.send(ctx, tx, copyLikesSQL)
+}
 
 // queueWindowLikes sets likes of a window, in the order of pairs, and adds to changed what they add to each key.
 func queueWindowLikes(batch *pgx.Batch, pairs []counter.Pair, likes map[counter.Pair]shard.PendingLike, changed map[string]int64) {

@@ -68,9 +68,9 @@ var newLikeCases = map[string]func(t *testing.T, f *fixture){
 	},
 
 	"like/new with a moment": func(t *testing.T, f *fixture) {
-		f.sets(t, "1110", liking(part(0), dated(like("al", never), 7), dated(like("bo", unliked(5)), 7), dated(like("cy", never), 7),
-			dated(unlike("cy", never), 7)))
-		f.records(t, epochMS, map[string]shard.PendingLike{"al": newLike(7), "bo": state(true, 7, 7), "cy": newLike(7)})
+		f.sets(t, "1110", liking(part(0), dated(like("al", never), 7), dated(like("bo", unliked(5)), 7), dated(like("cy", never), 8),
+			dated(unlike("cy", never), 8)))
+		f.records(t, epochMS, map[string]shard.PendingLike{"al": newLike(7), "bo": state(true, 7, 7), "cy": newLike(8)})
 	},
 
 	// Where a total may overflow, likes are decided one by one.
