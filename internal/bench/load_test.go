@@ -53,6 +53,11 @@ type sample struct {
 // run puts a load on a target for a while.
 func (s side) run(t testing.TB) sample {
 	t.Helper()
+	return s.runFor(t, *secondsFlag)
+}
+
+func (s side) runFor(t testing.TB, length time.Duration) sample {
+	t.Helper()
 	clients := make([]plusonev1.CounterServiceClient, connections)
 	for i := range clients {
 		conn, err := grpc.NewClient(s.addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
@@ -86,7 +91,7 @@ func (s side) run(t testing.TB) sample {
 	wait(*warmFlag)
 	server, store, began := cpuTime(t, s.pid), cpuTime(t, s.store), time.Now()
 	measuring.Store(true)
-	wait(*secondsFlag)
+	wait(length)
 	for answered.Load() == 0 && len(failed) == 0 { // on a machine that is too busy for a short run
 		wait(*warmFlag)
 	}

@@ -17,6 +17,8 @@ import (
 type comparison struct {
 	work, against string
 	subject, yard side
+	// lead is how long the subject's load goes on before all runs, at a scale of 1.
+	lead time.Duration
 	// perStore compares CPU time of the store too.
 	perStore bool
 	target   string
@@ -77,6 +79,9 @@ func (c comparison) measure(t *testing.T) {
 // run runs the two sides in turn, each as often first as second.
 func (c comparison) run(t *testing.T) {
 	var subjects, yards []sample
+	if c.lead > 0 {
+		c.subject.runFor(t, c.lead/time.Duration(*scaleFlag))
+	}
 	for run := range *runsFlag {
 		if run%2 == 0 {
 			subjects = append(subjects, c.subject.run(t))
