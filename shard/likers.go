@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"maps"
+	"math/rand/v2"
 	"slices"
 	"sync"
 	"time"
@@ -20,7 +21,8 @@ type likersLimits struct {
 	// keys is how many keys are remembered at most, actors how many actors of each, of 4 bytes. What is above that is asked about.
 	keys, actors int
 	// ripe is how long a key must have been liked by many, or spread, until a snapshot is loaded: by then each of its shards should
-	// have had a window drained, or the snapshot is soon of no use. HourRipe is that of a new hour, whose own windows it takes.
+	// have had a window drained, or the snapshot is soon of no use. HourRipe is that of a new hour, whose own windows it takes, and
+	// up to a minute more: not all servers read at the same time.
 	ripe, hourRipe time.Duration
 	// pause is how long no snapshot of a key is loaded after one was of no use or could not be loaded.
 	pause time.Duration
@@ -85,6 +87,7 @@ func newLikers(s *Store, ledger Ledger) *likers {
 		liked: map[string]*likedKey{}, counts: map[string]int{},
 		wanted: make(chan *likersSnapshot, 1), loaded: make(chan *likersSnapshot, 1), stop: cancel,
 	}
+	l.hourRipe += rand.N(time.Minute)
 	l.stopped.Go(func() { l.run(ctx) })
 	return l
 }
