@@ -168,9 +168,9 @@ func (l *stateLoader) find(ctx context.Context, loads []*stateLoad) {
 	}
 }
 
-// ask asks homes and the ledger, unless it is remembered what that would say: both at once, as each takes its time. By its watermark the ledger says itself whether it had what a
-// home knows of a pair, whichever answered first. If it did not, the home is asked for the pair, and the ledger after that: so a
-// state that leaves the home's windows meanwhile is found in the ledger.
+// ask asks homes and the ledger, unless it is remembered what that would say: both at once, as each takes its time. By its watermark
+// the ledger says itself whether it had what a home knows of a pair, whichever answered first. If it did not, the home is asked for
+// the pair, and the ledger after that: so a state that leaves the home's windows meanwhile is found in the ledger.
 func (l *stateLoader) ask(ctx context.Context, loads []*stateLoad) {
 	var away []*stateLoad
 	behind := false
