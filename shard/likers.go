@@ -72,9 +72,10 @@ type likersSnapshot struct {
 	key  string
 	hour int64 // in which it is loaded
 	err  error
-	// hashes are those of the actors, ascending. TooMany says that there are none, since they would be too many.
-	hashes  []uint32
-	tooMany bool
+	// hashes are those of the actors, by their upper half, and starts is where those of each half begin: so a look-up takes two
+	// looks into memory that is in no cache. TooMany says that there are none, since they would be too many.
+	hashes, starts []uint32
+	tooMany        bool
 	// answer is what the ledger says of anybody else.
 	answer ledgerAnswer
 }
@@ -131,20 +132,38 @@ func (l *likers) load(ctx context.Context, s *likersSnapshot) error {
 	if s.tooMany = len(s.hashes) > l.actors; s.tooMany {
 		s.hashes = nil
 	}
-	slices.Sort(s.hashes)
-	s.hashes = slices.Clone(s.hashes) // without what append has left free
+	s.group()
 	s.answer = ledgerAnswer{LedgerLikes: LedgerLikes{Watermarks: watermarks, States: make([]counter.LikeState, 1)}}
 	return nil
 }
 
-// mayHave reports whether the ledger may have a state of the actor.
-func (s *likersSnapshot) mayHave(actor string) bool {
-	_, there := slices.BinarySearch(s.hashes, uint32(xxhash.Sum64String(actor)))
-	return there || s.tooMany
+// group puts the hashes in order.
+func (s *likersSnapshot) group() {
+	s.starts = make([]uint32, 1<<16+1)
+	for _, hash := range s.hashes {
+		s.starts[hash>>16+1]++
+	}
+	for half := range 1 << 16 {
+		s.starts[half+1] += s.starts[half]
+	}
+	grouped, next := make([]uint32, len(s.hashes)), slices.Clone(s.starts)
+	for _, hash := range s.hashes {
+		grouped[next[hash>>16]] = hash
+		next[hash>>16]++
+	}
+	s.hashes = grouped
 }
 
-// answer answers those likes of which it is remembered that the ledger has nothing, and returns the others. A like that the script
-// was asked for before, and did not know, says that membership has not all that came after the snapshot.
+// mayHave reports whether the ledger may have a state of the actor.
+func (s *likersSnapshot) mayHave(actor string) bool {
+	hash := uint32(xxhash.Sum64String(actor))
+	half := hash >> 16
+	return s.tooMany || slices.Contains(s.hashes[s.starts[half]:s.starts[half+1]], hash)
+}
+
+// answer answers those likes of which it is remembered that the ledger has nothing, and returns the others. After a home that was asked
+// for a pair comes the ledger itself. A like that the script was asked for before, and did not know, says that membership has not all
+// that came after the snapshot.
 func (l *likers) answer(loads []*stateLoad) []*stateLoad {
 	l.takeOver()
 	if len(l.liked) == 0 {
@@ -155,7 +174,7 @@ func (l *likers) answer(loads []*stateLoad) []*stateLoad {
 	for _, load := range loads {
 		pair := load.job.change.Pair()
 		liked := l.liked[pair.Key]
-		if liked == nil || liked.snapshot == nil || liked.snapshot.hour != hour || liked.snapshot.mayHave(pair.Actor) {
+		if load.behind || liked == nil || liked.snapshot == nil || liked.snapshot.hour != hour || liked.snapshot.mayHave(pair.Actor) {
 			rest = append(rest, load)
 			continue
 		}

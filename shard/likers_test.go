@@ -11,6 +11,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/plusone-dev/plusone/flush"
+	"github.com/plusone-dev/plusone/internal/counter"
 	"github.com/plusone-dev/plusone/internal/twin"
 	"github.com/plusone-dev/plusone/shard"
 )
@@ -224,4 +225,36 @@ func TestTooManyLikersAreNotRemembered(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestLikersDoNotAnswerForAHomeThatIsBehind: what leaves the windows of a home that is asked for a pair is in the ledger, and not in a
+// snapshot from before.
+func TestLikersDoNotAnswerForAHomeThatIsBehind(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCrowds()
+		s, other := c.newStore(t), c.store(t)
+		s.RememberLikers(crowd)
+		value(t, s, "other") // from which the store learns the time
+		<-time.After(time.Minute)
+		set := func(s *shard.Store, place int, like counter.LikeAction) {
+			t.Helper()
+			change := likeOf(c.key, nameAt(place))
+			change.Like = like
+			r, err := s.Apply(t.Context(), change)
+			must(t, err)
+			equal(t, "changed", r.Changed, true)
+			synctest.Wait()
+		}
+		set(other, 3, counter.SetLiked) // at home
+		_, err := c.Spread(t.Context(), 1, []string{c.key}, 0)
+		must(t, err)
+		value(t, s, c.key)               // from which the store learns the marker
+		set(s, 2, counter.SetLiked)      // the home turns out to be behind
+		equal(t, "snapshots", c.read, 1) // which has nothing of the first
+		<-time.After(crowdWindow)
+		c.drain(t)
+		c.redis.EvictLikes(time.Now().Unix() / 3600)
+		set(s, 3, counter.SetUnliked)
+	})
 }

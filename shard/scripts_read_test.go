@@ -36,6 +36,10 @@ var readCases = map[string]func(t *testing.T, f *fixture){
 		f.homes(t, 0, []string{"hot"}, shard.HomeReply{Marked: epochMS, Markers: []shard.Marker{5}})
 		must(t, f.RestoreMarkers(t.Context(), 1, map[string]shard.Marker{"hot": 5}))
 		f.homes(t, 1, []string{"hot"}, shard.HomeReply{Markers: []shard.Marker{5}})
+		// What was finished before is no less the home's for being in no window any more.
+		watermark := f.drained(t, 0)
+		must(t, f.RestoreMarkers(t.Context(), 0, map[string]shard.Marker{"cold": 6}))
+		f.homes(t, 0, []string{"hot", "cold"}, shard.HomeReply{Marked: watermark, Markers: []shard.Marker{5, 6}})
 	},
 
 	"read/shards and keys": func(t *testing.T, f *fixture) {

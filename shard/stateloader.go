@@ -63,6 +63,7 @@ type stateLoad struct {
 	asksID bool
 
 	home    int        // of the key
+	behind  bool       // the home of a pair that is away is asked for it before the ledger
 	asked   bool       // the home of a pair that is away was asked for it
 	atHome  PairValue  // what the home knows of it then
 	marked  int64      // the home's last window that may have something of it
@@ -178,7 +179,8 @@ func (l *stateLoader) ask(ctx context.Context, loads []*stateLoad) {
 		load.home = Home(load.job.change.Entries[0].Key, l.shards)
 		if load.home != load.job.parts[0].shard {
 			away = append(away, load)
-			behind = behind || l.behind[load.home]
+			load.behind = l.behind[load.home]
+			behind = behind || load.behind
 		}
 	}
 	var asking sync.WaitGroup

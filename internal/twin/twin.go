@@ -303,9 +303,9 @@ func (s *shardState) mark(key string, marker shard.Marker) {
 	}
 }
 
-// noteMarked notes that markers were added.
+// noteMarked notes that markers were added, and which window was the newest: if there is none, the last that was finished.
 func (s *shardState) noteMarked() {
-	var newest int64
+	newest := s.fin
 	if len(s.windows) > 0 {
 		newest = s.windows[len(s.windows)-1].id
 	}

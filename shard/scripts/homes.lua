@@ -1,7 +1,7 @@
 -- What homes say of likes whose pairs have left them.
 --
 -- KEYS: the meta keys of the homes.  ARGV: for each home n, n keys.
--- Returns for each home {marked, markers}: the window that was the newest when a key was last marked, nil if that is not known,
+-- Returns for each home {marked, markers}: the newest window, finished or not, when a key was last marked, nil if that is not known,
 -- and the markers in the order of the keys. In the windows after it the home takes no like of a pair that its marker of the key
 -- sends elsewhere.
 local answer, p = {}, 1

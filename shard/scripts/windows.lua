@@ -24,9 +24,10 @@ local function open_window(meta_key, prefix, window)
   make_table(meta_key)
 end
 
--- note_marked notes that markers were added.
+-- note_marked notes that markers were added, and which window was the newest: if there is none, the last that was finished.
 local function note_marked(meta_key, prefix)
-  change_meta(meta_key, 'hot', '1', 'marked', call('LINDEX', prefix .. 'windows', -1) or '0')
+  local newest = call('LINDEX', prefix .. 'windows', -1) or call('HGET', meta_key, 'fin') or '0'
+  change_meta(meta_key, 'hot', '1', 'marked', newest)
 end
 
 -- next_window is a window after the given one, which is left as it is.
