@@ -72,6 +72,13 @@ func (l *serverLedger) Likes(ctx context.Context, pairs []counter.Pair) (shard.L
 	return snapshot, err
 }
 
+func (l *serverLedger) Likers(ctx context.Context, key string, most int, visit func([]byte)) ([]int64, error) {
+	if l.w.likes.silent.Load() {
+		return nil, errFault
+	}
+	return l.Ledger.Likers(ctx, key, most, visit)
+}
+
 func (w *world) anyActor() string { return []string{"al", "bo"}[w.rnd.IntN(2)] }
 
 // silence begins or ends a time in which the ledger is silent. What likes are is unknown then, and also by when they

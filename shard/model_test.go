@@ -159,7 +159,9 @@ func newModelWorker(scripts shard.Scripts, ledger flush.WindowLedger) *flush.Wor
 
 func (w *world) newServer() *shard.Store {
 	scripts := &flakyScripts{Scripts: w.redis.Scripts(), rnd: rand.New(rand.NewPCG(w.rnd.Uint64(), 1))}
-	return newModelStore(scripts, &serverLedger{w.ledger, w})
+	s := newModelStore(scripts, &serverLedger{w.ledger, w})
+	s.RememberLikers(2 * w.rnd.IntN(2))
+	return s
 }
 
 func (w *world) newWorker() *actor {
