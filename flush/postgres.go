@@ -51,6 +51,8 @@ type Postgres struct {
 	locks  *pgxpool.Pool
 	opts   PostgresOptions
 	logger *slog.Logger
+	// lookUntil is until when new keys are looked for before they are inserted, in Unix ns.
+	lookUntil atomic.Int64
 	// prints is the key of fingerprints: zero until EnsureSettings.
 	prints atomic.Pointer[counter.FingerprintKey]
 }

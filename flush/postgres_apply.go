@@ -27,25 +27,27 @@ WHERE c.spread <> excluded.spread`
 // spread in between: pairs are locked in their order, after the watermark and before any counter. Where new likes are inserted,
 // these come before the others, and two such windows may wait in a circle: the server ends one, and it is repeated with upserts alone.
 func (p *Postgres) Apply(ctx context.Context, w Window) (Applied, error) {
-	insert, clip := true, false
+	mode, clip := p.firstMode(), false
 	for attempt := 1; ; attempt++ {
-		applied, err := p.applyWindow(ctx, w, insert, clip)
+		applied, err := p.applyWindow(ctx, w, mode, clip)
 		switch {
 		case err == nil:
 			return applied, nil
 		case attempt < maxAttempts && isOverflow(err) && !clip:
 			clip = true
-		case attempt < maxAttempts && (isConflict(err) || insert && hasCode(err, codeUniqueViolation)):
-			insert = false // which locks pairs, and then counters, in their order
+		case attempt < maxAttempts && mode == insertSampled && isUniqueViolation(err, "counters"):
+			p.lookFrom(time.Now())
+			mode = insertFound
+		case attempt < maxAttempts && (isConflict(err) || mode != upsert && hasCode(err, codeUniqueViolation)):
+			mode = upsert // which locks pairs, and then counters, in their order
 		default:
 			return Applied{}, err
 		}
 	}
 }
 
-// applyWindow applies a window in one transaction, if insert is set with new rows inserted as such, and if clip is set with totals
-// that stop at the edge of int64.
-func (p *Postgres) applyWindow(ctx context.Context, w Window, insert, clip bool) (Applied, error) {
+// applyWindow applies a window in one transaction, and if clip is set with totals that stop at the edge of int64.
+func (p *Postgres) applyWindow(ctx context.Context, w Window, mode insertMode, clip bool) (Applied, error) {
 	watermark := int64(-1)
 	batch := &pgx.Batch{}
 	batch.Queue(`SELECT watermark FROM shards WHERE shard = $1 FOR UPDATE`, w.Shard).Query(func(rows pgx.Rows) error {
@@ -66,7 +68,7 @@ func (p *Postgres) applyWindow(ctx context.Context, w Window, insert, clip bool)
 
 	applied := Applied{OK: true, Previous: watermark}
 	at := time.UnixMilli(w.ID)
-	sums, likes, err := applyLikes(ctx, tx, w, insert, &applied)
+	sums, likes, err := applyLikes(ctx, tx, w, mode, &applied)
 	if err != nil {
 		return Applied{}, postgresError("apply window", err)
 	}
@@ -76,8 +78,8 @@ func (p *Postgres) applyWindow(ctx context.Context, w Window, insert, clip bool)
 		switch {
 		case clip:
 			chunk, err = p.clip(ctx, tx, w.Shard, chunk, &applied)
-		case insert:
-			chunk, err = p.insertNew(ctx, tx, w, chunk)
+		case mode != upsert:
+			chunk, err = p.insertNew(ctx, tx, w, chunk, mode)
 		}
 		if err != nil {
 			return Applied{}, postgresError("apply window", err)
@@ -109,15 +111,15 @@ func (p *Postgres) applyWindow(ctx context.Context, w Window, insert, clip bool)
 	return applied, nil
 }
 
-// applyLikes sets the likes of a window, if insert is set with new ones inserted as such, and returns what the window adds by what
-// they have changed: to the keys in all, and of that by likes.
-func applyLikes(ctx context.Context, tx *postgresTx, w Window, insert bool, applied *Applied) (sums, likes map[string]int64, err error) {
+// applyLikes sets the likes of a window, and returns what the window adds by what they have changed: to the keys in all, and of that
+// by likes.
+func applyLikes(ctx context.Context, tx *postgresTx, w Window, mode insertMode, applied *Applied) (sums, likes map[string]int64, err error) {
 	if len(w.Likes) == 0 && len(w.LikeDeltas) == 0 {
 		return w.Deltas, nil, nil
 	}
 	likes = make(map[string]int64)
 	for pairs := range slices.Chunk(slices.SortedFunc(maps.Keys(w.Likes), comparePairs), rowsPerStatement) {
-		if insert {
+		if mode != upsert {
 			if pairs, err = insertNewLikes(ctx, tx, pairs, w.Likes, likes); err != nil {
 				return nil, nil, err
 			}

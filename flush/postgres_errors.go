@@ -34,6 +34,12 @@ func isConflict(err error) bool {
 	return hasCode(err, codeSerializationFailure, codeDeadlockDetected) || errors.Is(err, errClaimVanished)
 }
 
+// isUniqueViolation reports that a row of the table was there already.
+func isUniqueViolation(err error, table string) bool {
+	var pgErr *pgconn.PgError
+	return errors.As(err, &pgErr) && pgErr.Code == codeUniqueViolation && pgErr.TableName == table
+}
+
 func hasCode(err error, codes ...string) bool {
 	var pgErr *pgconn.PgError
 	if !errors.As(err, &pgErr) {

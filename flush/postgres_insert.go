@@ -19,12 +19,35 @@ WHERE EXISTS (SELECT FROM counters AS c WHERE c.key = u.key AND c.shard = $2::sm
 const copyCountersSQL = `
 COPY counters (key, shard, count, likes, before_history, updated_at, bucket, bucket_delta) FROM STDIN (FORMAT binary)`
 
+// insertMode is how rows of keys and pairs that are new come into the ledger.
+type insertMode int
+
+const (
+	upsert        insertMode = iota // as all others do
+	insertFound                     // by COPY, keys once they were looked for
+	insertSampled                   // by COPY, keys without a look if a sample of them has none that are known
+)
+
+// lookFor is for how long all keys are looked for after a sample had none of those that were known.
+const lookFor = 10 * time.Minute
+
+// firstMode is the one that is tried first.
+func (p *Postgres) firstMode() insertMode {
+	if time.Now().UnixNano() < p.lookUntil.Load() {
+		return insertFound
+	}
+	return insertSampled
+}
+
+func (p *Postgres) lookFrom(now time.Time) { p.lookUntil.Store(now.Add(lookFor).UnixNano()) }
+
 // insertNew inserts rows for those keys of chunk that have none, if they are many, and returns the others, which are left to
-// upsert. COPY takes less than half of what an upsert takes for a new row, so if a third are new, that pays for the look at all.
+// upsert. COPY takes less than half of what an upsert takes for a new row, so if a third are new, that pays for the look at all. The
+// look takes as much as a third of COPY, so it is spared where all seem to be new.
 //
-// With the watermark locked, no other window of the shard adds rows. Should somebody do so by hand, that violates the unique key,
-// and the transaction is to be repeated with upserts alone.
-func (p *Postgres) insertNew(ctx context.Context, tx *postgresTx, w Window, chunk deltas) (deltas, error) {
+// With the watermark locked, no other window of the shard adds rows. Should somebody do so by hand, or a key be known that was not in the
+// sample, that violates the unique key, and the transaction is to be repeated with the next lower mode.
+func (p *Postgres) insertNew(ctx context.Context, tx *postgresTx, w Window, chunk deltas, mode insertMode) (deltas, error) {
 	if len(chunk.keys) < copiedRows {
 		return chunk, nil
 	}
@@ -36,8 +59,10 @@ func (p *Postgres) insertNew(ctx context.Context, tx *postgresTx, w Window, chun
 	if err != nil || 3*len(known) > 2*len(sample) {
 		return chunk, err
 	}
-	if known, err = findKnown(ctx, tx, w.Shard, chunk.keys); err != nil {
-		return deltas{}, err
+	if len(known) > 0 || mode != insertSampled {
+		if known, err = findKnown(ctx, tx, w.Shard, chunk.keys); err != nil {
+			return deltas{}, err
+		}
 	}
 	var rest deltas
 	rows := counterRows{newCopyRows(len(chunk.keys) - len(known)), w.Shard, tx.now}

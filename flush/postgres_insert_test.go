@@ -131,6 +131,45 @@ func TestPostgresInsertsWhatItWouldUpsert(t *testing.T) {
 	}
 }
 
+// Among many keys that seem to be new by a sample there is one that is not, once and then once more.
+func TestPostgresSampleMissesAKey(t *testing.T) {
+	t.Parallel()
+	url := newPostgres(t, flush.ModeSharded)
+	ledger, db := openPostgres(t, url), openDB(t, "pgx", url)
+	apply := func(id int64, deltas map[string]int64) {
+		t.Helper()
+		if applied, err := ledger.Apply(t.Context(), window(0, id, deltas)); err != nil || !applied.OK {
+			t.Fatalf("%+v, %v", applied, err)
+		}
+	}
+	deltas := func(round int) map[string]int64 {
+		deltas := make(map[string]int64, manyKeys)
+		for i := range manyKeys {
+			deltas[fmt.Sprintf("views/%d/%04d", round, i)] = 2
+		}
+		return deltas
+	}
+	apply(1, deltas(0))
+	if ledger.LooksForKeys() {
+		t.Error("new keys are looked for, though all were new")
+	}
+	for round := 1; round <= 2; round++ {
+		known := fmt.Sprintf("views/%d/0777", round) // no multiple of 64
+		apply(int64(10*round), map[string]int64{known: 40})
+		apply(int64(10*round+1), deltas(round))
+		if !ledger.LooksForKeys() {
+			t.Error("new keys are not looked for, though a sample missed one")
+		}
+		var sum, rows, total int
+		const sql = `SELECT sum(count), count(*), sum(count) FILTER (WHERE key = $1) FROM counters`
+		must(t, db.QueryRowContext(t.Context(), sql, known).Scan(&sum, &rows, &total))
+		if sum != (round+1)*2*manyKeys+round*40 || rows != (round+1)*manyKeys || total != 42 {
+			t.Errorf("%d in %d counters, and %d of the one that was there", sum, rows, total)
+		}
+	}
+	finds(t, ledger)
+}
+
 // Among many new keys one that would overflow is clipped, and the others get what is theirs.
 func TestPostgresInsertsBesideTheEdge(t *testing.T) {
 	t.Parallel()
