@@ -17,7 +17,7 @@ func (l *stateLoader) askHomes(ctx context.Context, away []*stateLoad) {
 	defer cancel()
 	var pairs, ids pairGroups[*stateLoad]
 	for _, load := range away {
-		if l.behind[load.home] {
+		if load.behind {
 			pairs.add(load.home, load.job.change.Pair(), load)
 		}
 		if load.asksID {

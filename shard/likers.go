@@ -70,7 +70,7 @@ type likedKey struct {
 // likersSnapshot is who the ledger has a state of.
 type likersSnapshot struct {
 	key  string
-	hour int64 // in which it is loaded
+	hour int64 // in which it is loaded, by its start in Unix ms
 	err  error
 	// hashes are those of the actors, by their upper half, and starts is where those of each half begin: so a look-up takes two
 	// looks into memory that is in no cache. TooMany says that there are none, since they would be too many.
@@ -131,6 +131,7 @@ func (l *likers) load(ctx context.Context, s *likersSnapshot) error {
 	}
 	if s.tooMany = len(s.hashes) > l.actors; s.tooMany {
 		s.hashes = nil
+		return nil
 	}
 	s.group()
 	s.answer = ledgerAnswer{LedgerLikes: LedgerLikes{Watermarks: watermarks, States: make([]counter.LikeState, 1)}}
@@ -169,7 +170,7 @@ func (l *likers) answer(loads []*stateLoad) []*stateLoad {
 	if len(l.liked) == 0 {
 		return loads
 	}
-	hour := hourOf(l.clock.milliseconds() + l.margin.Milliseconds())
+	hour := counter.PeriodStart(l.clock.milliseconds()+l.margin.Milliseconds(), time.Hour)
 	rest := make([]*stateLoad, 0, len(loads))
 	for _, load := range loads {
 		pair := load.job.change.Pair()
@@ -188,9 +189,6 @@ func (l *likers) answer(loads []*stateLoad) []*stateLoad {
 	l.metrics.rememberedLikes.Add(float64(len(loads) - len(rest)))
 	return rest
 }
-
-// hourOf is the hour of a moment in Unix ms.
-func hourOf(moment int64) int64 { return moment / time.Hour.Milliseconds() }
 
 // takeOver takes over a snapshot that was loaded.
 func (l *likers) takeOver() {
@@ -221,7 +219,8 @@ func (l *likers) note(asked []*stateLoad) {
 	}
 	clear(l.counts)
 	now := l.clock.milliseconds()
-	hourRipe := hourOf(now)*time.Hour.Milliseconds() + l.hourRipe.Milliseconds()
+	hour := counter.PeriodStart(now, time.Hour)
+	hourRipe := hour + l.hourRipe.Milliseconds()
 	for _, load := range asked {
 		key := load.job.change.Entries[0].Key
 		if l.counts[key]++; l.counts[key] != l.many {
@@ -229,7 +228,7 @@ func (l *likers) note(asked []*stateLoad) {
 		}
 		spreadRipe := load.job.parts[0].spread.Time() + l.ripe.Milliseconds()
 		if liked := l.hot(key, now); liked != nil && now >= max(liked.from, spreadRipe, hourRipe) {
-			l.want(key, liked, hourOf(now))
+			l.want(key, liked, hour)
 		}
 	}
 }

@@ -81,6 +81,14 @@ func (c *crowds) like(t *testing.T, when string, s *shard.Store, question questi
 	equal(t, when+", the count", value(t, s, c.key), int64(c.actors))
 }
 
+// round has a crowd like the key, and drains that with what came before it when the window is over.
+func (c *crowds) round(t *testing.T, when string, s *shard.Store, question question) {
+	t.Helper()
+	c.like(t, when, s, question)
+	<-time.After(crowdWindow)
+	c.drain(t)
+}
+
 // TestLikersAreRemembered: of a key that many like the ledger is asked for a while, until it has what each shard had when the key was
 // spread, and then for who is in it, and in the next hour.
 func TestLikersAreRemembered(t *testing.T) {
@@ -99,17 +107,13 @@ func TestLikersAreRemembered(t *testing.T) {
 					value(t, s, c.key) // from which the store learns the marker
 				}
 				for range 4 {
-					c.like(t, "while nothing is drained", s, asked)
-					<-time.After(crowdWindow)
-					c.drain(t)
+					c.round(t, "while nothing is drained", s, asked)
 				}
 				for range 2 {
 					c.like(t, "when it is drained", s, anybody)
 				}
 				for range 4 {
-					c.like(t, "when it is remembered", s, notAsked)
-					<-time.After(crowdWindow)
-					c.drain(t)
+					c.round(t, "when it is remembered", s, notAsked)
 				}
 
 				// Who is in the ledger is asked for, by a server that has not set it.
@@ -126,14 +130,10 @@ func TestLikersAreRemembered(t *testing.T) {
 				c.like(t, "when the hour ends", s, asked)
 				<-time.After(time.Until(next) + time.Second)
 				for range 6 {
-					c.like(t, "in the next hour", s, asked)
-					<-time.After(crowdWindow)
-					c.drain(t)
+					c.round(t, "in the next hour", s, asked)
 				}
 				for range 13 {
-					c.like(t, "when windows of the hour are drained", s, anybody)
-					<-time.After(crowdWindow)
-					c.drain(t)
+					c.round(t, "when windows of the hour are drained", s, anybody)
 				}
 				c.like(t, "remembered for the hour", s, notAsked)
 			})
@@ -149,19 +149,13 @@ func TestLikersAreForgotten(t *testing.T) {
 		c := newCrowds()
 		s := c.store(t)
 		<-time.After(2 * time.Minute)
-		round := func(when string, question question) {
-			t.Helper()
-			c.like(t, when, s, question)
-			<-time.After(crowdWindow)
-			c.drain(t)
-		}
 		for range 4 {
-			round("at first", asked)
+			c.round(t, "at first", s, asked)
 		}
 		for range 2 {
-			round("to be remembered", anybody)
+			c.round(t, "to be remembered", s, anybody)
 		}
-		round("remembered", notAsked)
+		c.round(t, "remembered", s, notAsked)
 		c.redis.EvictLikes(time.Now().Unix() / 3600)
 		c.asked = 0
 		r, err := s.Apply(t.Context(), likeOf(c.key, fmt.Sprint("actor-", c.actors)))
@@ -169,12 +163,12 @@ func TestLikersAreForgotten(t *testing.T) {
 		equal(t, "changed again", r.Changed, false)
 		equal(t, "ledger asked for somebody who is no more in membership", c.asked, 1)
 		for range 6 {
-			round("forgotten", asked)
+			c.round(t, "forgotten", s, asked)
 		}
 		for range 2 {
-			round("to be remembered again", anybody)
+			c.round(t, "to be remembered again", s, anybody)
 		}
-		round("remembered again", notAsked)
+		c.round(t, "remembered again", s, notAsked)
 	})
 }
 
@@ -187,9 +181,7 @@ func TestLikersCannotBeRead(t *testing.T) {
 		<-time.After(2 * time.Minute)
 		c.unread = errors.New("down")
 		for range 8 {
-			c.like(t, "unread", s, asked)
-			<-time.After(crowdWindow)
-			c.drain(t)
+			c.round(t, "unread", s, asked)
 		}
 		c.unread = nil
 		<-time.After(30 * time.Second)
@@ -213,9 +205,7 @@ func TestTooManyLikersAreNotRemembered(t *testing.T) {
 				s.RememberLikers(most)
 				<-time.After(time.Minute)
 				value(t, s, "other") // from which the store learns the time
-				c.like(t, "not drained yet", s, anybody)
-				<-time.After(crowdWindow)
-				c.drain(t)
+				c.round(t, "not drained yet", s, anybody)
 				for range 2 {
 					c.like(t, "drained", s, anybody)
 				}
