@@ -63,12 +63,12 @@ func someBatch() *batch {
 	once := id(ClaimOnce, "k\x00a")
 	once.period = 60_000
 	b := newBatch(4)
-	b.add(&job{parts: []part{{
-		shard: 2, entries: []counter.Entry{{Key: "k", Delta: 1}, {Key: "l", Delta: -1}}, markers: []Marker{0, 17}, id: id(ClaimTimed, "id"), once: once,
+	b.join(&job{parts: []part{{
+		shard: 2, entries: []counter.Entry{{Key: "k", Delta: 1}, {Key: "l", Delta: -1}}, markers: []Marker{0, 17}, id: id(ClaimTimed, "id"), once: &once,
 	}}})
 	like := &counter.Change{Entries: []counter.Entry{{Key: "k"}}, Actor: "a", Like: counter.SetLiked}
-	b.add(&job{change: *like, parts: []part{{shard: 2, id: id(ClaimOpaque, "any")}}})
-	b.add(&job{change: *like, parts: []part{{shard: 1}}})
+	b.join(&job{change: *like, parts: []part{{shard: 2, id: id(ClaimOpaque, "any")}}})
+	b.join(&job{change: *like, parts: []part{{shard: 1}}})
 	return b
 }
 

@@ -11,7 +11,10 @@ type batch struct {
 	jobs   []*job
 	shards []*shardBatch // by shard number, nil until used
 	used   []int         // shards of this batch, in order of first use
-	write  WriteBatch
+	// ids and onces are the request ids of its jobs, and their once-per claims by key and actor.
+	ids, onces map[string]struct{}
+	places     []int // what find has found
+	write      WriteBatch
 }
 
 // shardBatch is the part of a batch that goes to one shard.
@@ -26,23 +29,17 @@ type shardBatch struct {
 	likers  []*part // by position in likes
 	groups  []ClaimGroup
 	owners  [][]*part // by position in groups and their fields
-	claimed map[claimRef]struct{}
 }
 
-// claimRef names a claim within a shard.
-type claimRef struct {
-	kind           ClaimKind
-	bucket, period int64
-	field          string
+func newBatch(shards int) *batch {
+	return &batch{shards: make([]*shardBatch, shards), ids: map[string]struct{}{}, onces: map[string]struct{}{}}
 }
-
-func (c *claim) ref() claimRef { return claimRef{c.kind, c.bucket, c.period, c.field} }
-
-func newBatch(shards int) *batch { return &batch{shards: make([]*shardBatch, shards)} }
 
 func (b *batch) reset() {
 	clear(b.jobs)
 	b.jobs = b.jobs[:0]
+	clear(b.ids)
+	clear(b.onces)
 	for _, s := range b.used {
 		b.shards[s].reset()
 	}
@@ -57,44 +54,106 @@ func (s *shardBatch) reset() {
 	clear(s.entries)
 	s.entries, s.markers, s.changes = s.entries[:0], s.markers[:0], s.changes[:0]
 	clear(s.index)
+	for g := range s.groups {
+		clear(s.groups[g].Fields)
+		clear(s.groups[g].Values)
+		clear(s.owners[g])
+	}
 	s.groups, s.owners = s.groups[:0], s.owners[:0]
-	clear(s.claimed)
 }
 
-// fits reports whether a job can join the batch. It cannot if a claim of it is already there (one of the two
-// is a repeat, and must meet the other's claim in Redis), if a merged delta would overflow, or if it
-// knows another marker of a key.
-func (b *batch) fits(j *job) bool {
+// join adds a job, unless it has to wait for the next batch: if a claim of it is there already (one of the two is a repeat,
+// and must meet the other's claim in Redis), if a merged delta would overflow, or if it knows another marker of a key. An
+// empty batch takes any job.
+func (b *batch) join(j *job) bool {
+	if !b.find(j) || !b.isFirst(j) {
+		return false
+	}
+	b.jobs = append(b.jobs, j)
+	places := b.places
 	for i := range j.parts {
 		p := &j.parts[i]
-		s := b.shards[p.shard]
-		if p.outcome != 0 || s == nil {
+		if p.outcome != 0 {
 			continue
 		}
-		if p.id.set {
-			if _, there := s.claimed[p.id.ref()]; there {
-				return false
-			}
-		}
-		if p.once.set {
-			if _, there := s.claimed[p.once.ref()]; there {
-				return false
-			}
-		}
+		s := b.shard(p.shard)
 		if j.change.Like != counter.NoLike {
+			s.like(&j.change, p)
 			continue
 		}
-		for k, e := range p.entries {
-			at, there := s.index[e.Key]
-			if !there {
-				continue
-			}
-			if _, ok := counter.Add(s.entries[at].Delta, e.Delta); !ok || s.markers[at] != p.marker(k) {
-				return false
-			}
+		s.resets = j.change.Reset
+		for k := range p.entries {
+			s.add(places[k], &p.entries[k], p.marker(k))
+		}
+		places = places[len(p.entries):]
+		s.claim(p, &p.id)
+		if p.once != nil {
+			s.claim(p, p.once)
 		}
 	}
 	return true
+}
+
+// find finds the places of a job's entries in the batch, and reports whether they can be added.
+func (b *batch) find(j *job) bool {
+	b.places = b.places[:0]
+	if j.change.Like != counter.NoLike {
+		return true
+	}
+	for i := range j.parts {
+		p := &j.parts[i]
+		if p.outcome != 0 {
+			continue
+		}
+		s := b.shards[p.shard]
+		for k := range p.entries {
+			at := notThere
+			if s != nil {
+				if place, there := s.index[p.entries[k].Key]; there {
+					at = place
+					if _, ok := counter.Add(s.entries[at].Delta, p.entries[k].Delta); !ok || s.markers[at] != p.marker(k) {
+						return false
+					}
+				}
+			}
+			b.places = append(b.places, at)
+		}
+	}
+	return true
+}
+
+// notThere is the place of an entry that the batch does not have.
+const notThere = -1
+
+// isFirst reports whether no job before has a claim of this one, in the batch or waiting for the next. It compares ids, and the
+// keys and actors of once-per claims, whatever shard, time or period they are kept by: a job can wait that needs not.
+func (b *batch) isFirst(j *job) bool {
+	if id := j.change.RequestID; !id.IsZero() && !isNew(b.ids, id.Bytes()) {
+		return false
+	}
+	once := j.parts[0].once
+	return once == nil || isNew(b.onces, once.field)
+}
+
+// isNew adds to a set and reports whether that was new to it.
+func isNew(set map[string]struct{}, text string) bool {
+	had := len(set)
+	set[text] = struct{}{}
+	return len(set) > had
+}
+
+// shard is the part of the batch for a shard.
+func (b *batch) shard(n int) *shardBatch {
+	s := b.shards[n]
+	if s == nil {
+		s = &shardBatch{index: map[string]int{}}
+		b.shards[n] = s
+	}
+	if !s.inUse {
+		s.inUse = true
+		b.used = append(b.used, n)
+	}
+	return s
 }
 
 func (p *part) marker(i int) Marker {
@@ -104,43 +163,15 @@ func (p *part) marker(i int) Marker {
 	return p.markers[i]
 }
 
-// add joins a job that fits.
-func (b *batch) add(j *job) {
-	b.jobs = append(b.jobs, j)
-	for i := range j.parts {
-		p := &j.parts[i]
-		if p.outcome != 0 {
-			continue
-		}
-		s := b.shards[p.shard]
-		if s == nil {
-			s = &shardBatch{index: map[string]int{}, claimed: map[claimRef]struct{}{}}
-			b.shards[p.shard] = s
-		}
-		if !s.inUse {
-			s.inUse = true
-			b.used = append(b.used, p.shard)
-		}
-		if j.change.Like != counter.NoLike {
-			s.like(&j.change, p)
-			continue
-		}
-		s.resets = j.change.Reset
-		for k, e := range p.entries {
-			at, there := s.index[e.Key]
-			if !there {
-				at = len(s.entries)
-				s.index[e.Key] = at
-				s.entries = append(s.entries, counter.Entry{Key: e.Key})
-				s.markers = append(s.markers, p.marker(k))
-				s.changes = append(s.changes, 0)
-			}
-			s.entries[at].Delta += e.Delta
-			s.changes[at]++
-		}
-		s.claim(p, &p.id)
-		s.claim(p, &p.once)
+// add adds an entry that was found at a place.
+func (s *shardBatch) add(at int, e *counter.Entry, marker Marker) {
+	if at == notThere {
+		s.index[e.Key] = len(s.entries)
+		s.entries, s.markers, s.changes = append(s.entries, *e), append(s.markers, marker), append(s.changes, 1)
+		return
 	}
+	s.entries[at].Delta += e.Delta
+	s.changes[at]++
 }
 
 func (s *shardBatch) like(c *counter.Change, p *part) {
@@ -157,7 +188,6 @@ func (s *shardBatch) claim(p *part, c *claim) (group, field int) {
 	if !c.set {
 		return -1, 0
 	}
-	s.claimed[c.ref()] = struct{}{}
 	g := 0
 	for g < len(s.groups) {
 		o := &s.groups[g]
@@ -167,16 +197,27 @@ func (s *shardBatch) claim(p *part, c *claim) (group, field int) {
 		g++
 	}
 	if g == len(s.groups) {
-		s.groups = append(s.groups, ClaimGroup{
+		s.groups, s.owners = extend(s.groups), extend(s.owners)
+		s.groups[g] = ClaimGroup{
 			Kind: c.kind, Bucket: c.bucket, Oldest: c.time, Newest: c.time, Period: c.period, Current: c.current,
-		})
-		s.owners = append(s.owners, nil)
+			Fields: s.groups[g].Fields[:0], Values: s.groups[g].Values[:0],
+		}
+		s.owners[g] = s.owners[g][:0]
 	}
 	o := &s.groups[g]
 	o.Oldest, o.Newest = min(o.Oldest, c.time), max(o.Newest, c.time)
 	o.Fields, o.Values = append(o.Fields, c.field), append(o.Values, c.value)
 	s.owners[g] = append(s.owners[g], p)
 	return g, len(o.Fields) - 1
+}
+
+// extend makes a list longer by one. That is what was there before the list was emptied, so that its memory is used again.
+func extend[T any](list []T) []T {
+	if len(list) < cap(list) {
+		return list[:len(list)+1]
+	}
+	var zero T
+	return append(list, zero)
 }
 
 // seal gives the batch an id and the time it was made, and returns it as it is sent, with counts to read.

@@ -16,8 +16,9 @@ func (s *Store) applyLike(ctx context.Context, c *counter.Change) (counter.Recei
 	fingerprint := fingerprintOf(c, &s.cfg.FingerprintKey)
 	at := -1 // the shard that the script was asked on
 	for range maxRounds {
-		j := s.pool.get(c, s.router.single(c, c.Entries, fingerprint))
+		j := s.pool.get(c)
 		p := &j.parts[0]
+		s.router.single(p, c, c.Entries, fingerprint)
 		first := p.shard != at
 		at = p.shard
 		if err := s.send(j, first); err != nil {

@@ -57,8 +57,8 @@ func (s *Store) applyReset(ctx context.Context, c *counter.Change) (counter.Rece
 
 // resetShard takes back what one shard holds. It is not done if the base has gone, or if the marker was another one.
 func (s *Store) resetShard(ctx context.Context, c *counter.Change, p part, total *tally) (done bool, err error) {
-	j := s.pool.get(c, p)
-	j.alone = true
+	j := s.pool.get(c)
+	j.parts[0], j.alone = p, true
 	if err := s.submit([]*job{j}); err != nil {
 		total.fail(err)
 		return false, total.error()

@@ -23,7 +23,7 @@ type part struct {
 	// spread is the marker by which a single entry was routed away from its home, 0 if it was not.
 	spread Marker
 	id     claim
-	once   claim
+	once   *claim // nil if there is none
 	// Of a like: its state, as far as the sender knows it, and once the part is settled whether that was changed.
 	known     KnownLike
 	changed   bool
@@ -45,10 +45,10 @@ type part struct {
 type claim struct {
 	set     bool
 	kind    ClaimKind
+	current bool // ClaimOnce
 	bucket  int64
 	time    int64 // ClaimTimed
 	period  int64 // ClaimOnce
-	current bool  // ClaimOnce
 	field   string
 	value   string
 }
@@ -88,11 +88,12 @@ func (r *router) split(c *counter.Change, entries []counter.Entry, fingerprint s
 		}
 		sizes[to.shard]++
 	}
-	split := make([]part, 0, parts)
+	split := make([]part, parts)[:0]
 	room := make([]counter.Entry, len(entries))
 	for i, to := range routes {
 		if r.isAlone(c, to) {
-			split = append(split, r.single(c, entries[i:i+1], fingerprint))
+			split = split[:len(split)+1]
+			r.single(&split[len(split)-1], c, entries[i:i+1], fingerprint)
 			continue
 		}
 		if sizes[to.shard] > 0 {
@@ -114,20 +115,21 @@ func (r *router) isAlone(c *counter.Change, to route) bool {
 	return to.shard != to.home && !c.RequestID.IsZero()
 }
 
-func (r *router) single(c *counter.Change, entries []counter.Entry, fingerprint string) part {
-	var once claim
+// single routes a single entry of a change into p, which is zero.
+func (r *router) single(p *part, c *counter.Change, entries []counter.Entry, fingerprint string) {
+	var period int64
 	if c.OncePer > 0 {
-		once = r.onceClaim(c, entries[0].Key)
+		p.once = r.onceClaim(c, entries[0].Key)
+		period = p.once.bucket
 	}
-	to := r.route(c, entries[0].Key, once.bucket)
-	p := part{shard: to.shard, entries: entries, once: once}
+	to := r.route(c, entries[0].Key, period)
+	p.shard, p.entries = to.shard, entries
 	if to.shard == to.home {
 		p.id = idClaim(c, "", fingerprint)
 	} else {
 		p.id, p.spread = idClaim(c, entries[0].Key, fingerprint), to.marker
 	}
 	p.declare(to)
-	return p
 }
 
 // declare notes the marker of the entry that was added last.
@@ -169,12 +171,12 @@ func (r *router) route(c *counter.Change, key string, period int64) route {
 
 // onceClaim is the once-per claim of a change. Its period is that of the request id, if the id has a time, so
 // that a retry in the next period still meets its claim.
-func (r *router) onceClaim(c *counter.Change, key string) claim {
+func (r *router) onceClaim(c *counter.Change, key string) *claim {
 	made, timed := c.RequestID.Time()
 	if !timed {
 		made = r.clock.milliseconds()
 	}
-	return claim{
+	return &claim{
 		set: true, kind: ClaimOnce, bucket: counter.PeriodStart(made, c.OncePer), period: c.OncePer.Milliseconds(),
 		current: !timed, field: key + "\x00" + c.Actor,
 	}
@@ -210,5 +212,7 @@ func fingerprintOf(c *counter.Change, key *counter.FingerprintKey) string {
 	if c.RequestID.IsZero() {
 		return ""
 	}
-	return string(binary.LittleEndian.AppendUint64(nil, c.Fingerprint(key)))
+	var bytes [8]byte
+	binary.LittleEndian.PutUint64(bytes[:], c.Fingerprint(key))
+	return string(bytes[:])
 }

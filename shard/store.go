@@ -130,12 +130,13 @@ func (s *Store) Apply(ctx context.Context, c counter.Change) (counter.Receipt, e
 	fingerprint := fingerprintOf(&c, &s.cfg.FingerprintKey)
 	entries := c.Entries
 	var total tally
+	var room [1]*job
 	for round := 0; len(entries) > 0; round++ {
 		if round == maxRounds {
 			total.fail(fmt.Errorf("%w: %w", counter.ErrUnavailable, errUnsettled))
 			return counter.Receipt{}, total.error()
 		}
-		jobs := s.jobs(&c, entries, fingerprint)
+		jobs := s.jobs(room[:0], &c, entries, fingerprint)
 		if known, err := s.claimedAtHome(ctx, &c, &jobs[0].parts[0]); known || err != nil {
 			return counter.Receipt{Outcome: counter.Duplicate, AsOf: time.UnixMilli(s.clock.milliseconds() + 1)}, err
 		}
@@ -159,21 +160,25 @@ func (s *Store) Apply(ctx context.Context, c counter.Change) (counter.Receipt, e
 	return total.receipt(), nil
 }
 
-// jobs routes entries of a change and groups them by lane.
-func (s *Store) jobs(c *counter.Change, entries []counter.Entry, fingerprint string) []*job {
+// jobs routes entries of a change, groups them by lane and appends the jobs to a list.
+func (s *Store) jobs(jobs []*job, c *counter.Change, entries []counter.Entry, fingerprint string) []*job {
 	if len(entries) == 1 {
-		return []*job{s.pool.get(c, s.router.single(c, entries, fingerprint))}
+		j := s.pool.get(c)
+		s.router.single(&j.parts[0], c, entries, fingerprint)
+		return append(jobs, j)
 	}
 	parts := s.router.split(c, entries, fingerprint)
 	if !s.cfg.Cluster {
-		return []*job{s.pool.get(c, parts...)}
+		j := s.pool.get(c)
+		j.parts = parts
+		return append(jobs, j)
 	}
 	byLane := make(map[int]*job, len(s.writers))
-	var jobs []*job
 	for _, p := range parts {
 		j := byLane[p.shard]
 		if j == nil {
 			j = s.pool.get(c)
+			j.parts = j.parts[:0]
 			byLane[p.shard] = j
 			jobs = append(jobs, j)
 		}
@@ -235,7 +240,7 @@ func callerLeft(cause error) error {
 // went elsewhere: any other id has but one place (rule 9). The clock is known and, however late, past all that was
 // counted at home: it is in a period that goes elsewhere.
 func (s *Store) claimedAtHome(ctx context.Context, c *counter.Change, p *part) (bool, error) {
-	if !p.once.current || !p.id.set || p.spread == 0 {
+	if p.once == nil || !p.once.current || !p.id.set || p.spread == 0 {
 		return false, nil
 	}
 	now := s.clock.milliseconds()

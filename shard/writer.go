@@ -51,18 +51,19 @@ type job struct {
 	batch   counter.Batch
 	count   *counter.Count // of a like, if it was read along
 
-	single [1]part // room for parts
+	single [1]part // parts, if there is but one
 }
 
 // jobPool has jobs that are used again, as most of what a change costs in memory is in them.
 type jobPool struct{ pool sync.Pool }
 
-func (p *jobPool) get(c *counter.Change, parts ...part) *job {
+// get returns a job with one part, which is zero.
+func (p *jobPool) get(c *counter.Change) *job {
 	j, ok := p.pool.Get().(*job)
 	if !ok {
 		j = &job{done: make(chan struct{}, 1)}
 	}
-	j.change, j.parts = *c, append(j.single[:0], parts...)
+	j.change, j.parts = *c, j.single[:]
 	return j
 }
 
@@ -144,11 +145,9 @@ func (w *writer) run(ctx context.Context, jobs []*job) {
 		w.batch.reset()
 		w.next = w.next[:0]
 		for _, j := range w.rest {
-			if len(w.batch.jobs) > 0 && (j.alone || w.batch.jobs[0].alone || !w.batch.fits(j)) {
+			if len(w.batch.jobs) > 0 && (j.alone || w.batch.jobs[0].alone) || !w.batch.join(j) {
 				w.next = append(w.next, j)
-				continue
 			}
-			w.batch.add(j)
 		}
 		w.next = append(w.next, w.send(ctx)...)
 		w.rest, w.next = w.next, w.rest
