@@ -15,13 +15,16 @@ import (
 )
 
 // instant is a Redis that applies each batch at once.
-type instant struct{ Scripts }
+type instant struct {
+	Scripts
+	encoder writeEncoder
+}
 
-func (instant) Write(_ context.Context, b *WriteBatch) (WriteReply, error) {
-	writeArgs(b, [5]int64{})
+func (i *instant) Write(_ context.Context, b *WriteBatch) (WriteReply, error) {
+	i.encoder.encode(b, [5]int64{})
 	likes := 0
-	for i := range b.Shards {
-		likes += len(b.Shards[i].Likes)
+	for _, s := range b.Shards {
+		likes += len(s.Likes)
 	}
 	return WriteReply{Micros: time.Now().UnixMicro(), Likes: slices.Repeat([]LikeResult{LikeChanged}, likes)}, nil
 }
@@ -46,7 +49,7 @@ func BenchmarkLane(b *testing.B) {
 		{"batch-id", 1000, counter.NoLike, true},
 	} {
 		b.Run(bench.name, func(b *testing.B) {
-			s := New(instant{}, nil, Config{
+			s := New(&instant{}, nil, Config{
 				Shards: shards, Dedupe: time.Minute, HotThreshold: 1 << 30, Metrics: NewMetrics(prometheus.NewRegistry()), Logger: slog.Default(),
 			})
 			b.Cleanup(func() {

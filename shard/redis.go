@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/redis/rueidis"
@@ -54,7 +55,8 @@ type Redis struct {
 	write, read, likes, homes, load, spread, pending *script
 	seal, begin, move, end, discard, restore, sweep  *script
 	windowMS                                         string
-	settings                                         [5]int64 // see writeArgs
+	settings                                         [5]int64  // see writeEncoder
+	encoders                                         sync.Pool // of *writeEncoder
 }
 
 var _ Scripts = (*Redis)(nil)
@@ -111,7 +113,15 @@ func (r *Redis) Write(ctx context.Context, b *WriteBatch) (WriteReply, error) {
 	for i := range b.Shards {
 		keys[i] = r.meta[b.Shards[i].Shard]
 	}
-	args := writeArgs(b, r.settings)
+	encoder, ok := r.encoders.Get().(*writeEncoder)
+	if !ok {
+		encoder = &writeEncoder{}
+	}
+	args := encoder.encode(b, r.settings)
+	defer func() { // commands have copies
+		clear(args)
+		r.encoders.Put(encoder)
+	}()
 	switch {
 	case r.cfg.WaitReplicas > 0:
 		return r.writeAndWait(ctx, keys, args, b)

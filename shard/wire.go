@@ -28,20 +28,24 @@ const (
 	likeAsChange = string(LikeChanged)
 )
 
-// writeArgs makes the arguments of write.lua. Settings are the numbers of all batches: lifetime, window length, dedupe
-// window, early, confirm.
-func writeArgs(b *WriteBatch, settings [5]int64) []string {
-	texts, numbers := 2, 7
-	for i := range b.Shards {
-		s := &b.Shards[i]
-		texts += 3*len(s.Entries) + 2*len(s.Likes)
-		numbers += 9 + len(s.Entries) + 2*len(s.Likes)
-		for j := range s.Claims {
-			texts += 1 + 2*len(s.Claims[j].Fields)
-			numbers += 6
-		}
-	}
-	w := writeEncoder{args: make([]string, 2, texts), numbers: append(make([]int64, 0, numbers), b.Made)}
+// writeEncoder makes the arguments of write.lua, which describes them. Its memory is used again.
+type writeEncoder struct {
+	args    []string
+	numbers []int64
+	packed  []byte // numbers
+	claims  []int  // by group of a shard: position in args of the first claim
+	// Of the likes of a shard: the numbers of their keys and of the states that senders know, the position of the first of
+	// each pair, and of each like that of the first of its pair, 0 if there is one like of it.
+	keys   map[markedKey]int64
+	states map[string]int64
+	pairs  map[string]int64
+	firsts []int64
+}
+
+// encode returns the arguments for a batch, valid until the next call. Settings are the numbers of all batches: lifetime,
+// window length, dedupe window, early, confirm.
+func (w *writeEncoder) encode(b *WriteBatch, settings [5]int64) []string {
+	w.args, w.numbers = append(w.args[:0], "", b.ID), append(w.numbers[:0], b.Made)
 	w.numbers = append(w.numbers, settings[:]...)
 	plain := !slices.ContainsFunc(b.Shards, needsMore)
 	w.numbers = append(w.numbers, asNumber(plain))
@@ -52,25 +56,12 @@ func writeArgs(b *WriteBatch, settings [5]int64) []string {
 	for i := range b.Shards {
 		w.shard(&b.Shards[i], plain)
 	}
-	packed := msgp.AppendArrayHeader(make([]byte, 0, 5+4*len(w.numbers)), uint32(len(w.numbers)))
+	w.packed = msgp.AppendArrayHeader(w.packed[:0], uint32(len(w.numbers)))
 	for _, n := range w.numbers {
-		packed = msgp.AppendInt64(packed, n)
+		w.packed = msgp.AppendInt64(w.packed, n)
 	}
-	w.args[0], w.args[1] = string(packed), b.ID
+	w.args[0] = string(w.packed)
 	return w.args
-}
-
-// writeEncoder collects the arguments of write.lua, which describes them.
-type writeEncoder struct {
-	args    []string
-	numbers []int64
-	claims  []int // by group of a shard: position in args of the first claim
-	// Of the likes of a shard: the numbers of their keys and of the states that senders know, the position of the first of
-	// each pair, and of each like that of the first of its pair, 0 if there is one like of it.
-	keys   map[markedKey]int64
-	states map[string]int64
-	pairs  map[string]int64
-	firsts []int64
 }
 
 // likeRun is what likes that follow each other have in common, as write.lua describes it.

@@ -17,10 +17,11 @@ import (
 // FuzzWriteArgs reads the arguments of batches as write.lua does: what it reads is what was sent.
 func FuzzWriteArgs(f *testing.F) {
 	AddChance(f, 8, 100)
+	var encoder writeEncoder
 	f.Fuzz(Chance(func(t *testing.T, rt *rapid.T) {
 		shards := rapid.SliceOfN(anyShardWrite, 1, 3).Draw(rt, "shards")
 		batch := &WriteBatch{ID: "id", Made: 7, Shards: shards}
-		sent := writeArgs(batch, [5]int64{1, 2, 3, 4, 5})
+		sent := encoder.encode(batch, [5]int64{1, 2, 3, 4, 5})
 		r := &argReader{t: t, args: sent[2:], position: 3}
 		packed := []byte(sent[0])
 		length, packed, err := msgp.ReadArrayHeaderBytes(packed)
