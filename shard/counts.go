@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/plusone-dev/plusone/internal/counter"
-	"github.com/plusone-dev/plusone/internal/deadline"
 )
 
 // keyRead is the read of one key: over its home, and over all shards once it is known to be spread.
@@ -139,7 +138,7 @@ func (s *Store) readRound(ctx context.Context, c *countsCall) bool {
 		if q == nil || len(q.lookups) == 0 {
 			continue
 		}
-		if left := deadline.Wait(ctx, q.done); left != nil {
+		if left := q.done.Wait(ctx); left != nil {
 			failLeft(c.reads, fmt.Errorf("%w: %w", counter.ErrUnavailable, left))
 			return false
 		}

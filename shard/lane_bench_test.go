@@ -78,8 +78,8 @@ func BenchmarkLane(b *testing.B) {
 				}
 				s.writers[0].run(b.Context(), all)
 				for _, j := range all {
-					<-j.done
 					var total tally
+					total.fail(j.done.Wait(b.Context()))
 					if total.add(j); total.err != nil || !j.settled() {
 						b.Fatal(total.err, j.parts)
 					}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/plusone-dev/plusone/internal/deadline"
 	"github.com/plusone-dev/plusone/internal/groupcommit"
 )
 
@@ -26,8 +27,8 @@ const (
 type query struct {
 	lookups []lookup
 	err     error
-	done    chan struct{} // gets one message, when err or the answers of all lookups are set
-	one     [1]lookup     // what most queries have
+	done    *deadline.Signal // sent when err or the answers of all lookups are set
+	one     [1]lookup        // what most queries have
 }
 
 // lookup is a key to read on a shard, and the answer.
@@ -43,7 +44,7 @@ type lookup struct {
 }
 
 func newQuery(lookups int) *query {
-	q := &query{done: make(chan struct{}, 1)}
+	q := &query{done: deadline.NewSignal()}
 	q.lookups = q.one[:0]
 	if lookups > 1 {
 		q.lookups = make([]lookup, 0, lookups)
@@ -54,13 +55,14 @@ func newQuery(lookups int) *query {
 // finish is called once for each time that the query was asked.
 func (q *query) finish(err error) {
 	q.err = err
-	q.done <- struct{}{}
+	q.done.Send()
 }
 
 // reset empties a query whose answers were read.
 func (q *query) reset() {
 	clear(q.lookups)
 	q.lookups, q.err = q.lookups[:0], nil
+	q.done.Reset()
 }
 
 func (q *query) weight() int { return 1 + len(q.lookups) }

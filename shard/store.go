@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/plusone-dev/plusone/internal/counter"
-	"github.com/plusone-dev/plusone/internal/deadline"
 	"github.com/plusone-dev/plusone/internal/groupcommit"
 )
 
@@ -215,15 +214,13 @@ func queueError(err error) error {
 
 // wait returns when the job is done or the caller leaves. A job that was not sent yet is then never sent.
 func wait(ctx context.Context, j *job) error {
-	left := deadline.Wait(ctx, j.done)
-	if left == nil {
+	left := j.done.Wait(ctx)
+	switch {
+	case left == nil:
 		return nil
-	}
-	if j.taken.CompareAndSwap(false, true) {
+	case j.taken.CompareAndSwap(false, true):
 		return callerLeft(left)
-	}
-	select {
-	case <-j.done:
+	case j.done.Sent(): // at the same time
 		return nil
 	default:
 		return fmt.Errorf("%w: %w", counter.ErrInDoubt, left)

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/plusone-dev/plusone/internal/counter"
+	"github.com/plusone-dev/plusone/internal/deadline"
 	"github.com/plusone-dev/plusone/internal/failpoint"
 	"github.com/plusone-dev/plusone/internal/groupcommit"
 )
@@ -42,7 +43,7 @@ type job struct {
 	taken atomic.Bool
 	// alone: the job is sent by itself, because merged with others it might overflow, or as it is a reset.
 	alone bool
-	done  chan struct{} // gets one message, when the result is there
+	done  *deadline.Signal // sent when the result is there
 
 	// The result, for the caller once it was told that the job is done.
 	err     error
@@ -61,7 +62,7 @@ type jobPool struct{ pool sync.Pool }
 func (p *jobPool) get(c *counter.Change) *job {
 	j, ok := p.pool.Get().(*job)
 	if !ok {
-		j = &job{done: make(chan struct{}, 1)}
+		j = &job{done: deadline.NewSignal()}
 	}
 	j.change, j.parts = *c, j.single[:]
 	return j
@@ -71,6 +72,7 @@ func (p *jobPool) get(c *counter.Change) *job {
 // left stays with the lane or the state loader.
 func (p *jobPool) put(j *job) {
 	done := j.done
+	done.Reset()
 	*j = job{done: done}
 	p.pool.Put(j)
 }
@@ -79,7 +81,7 @@ func (j *job) weight() int { return len(j.parts) + len(j.change.Entries) }
 
 func (j *job) finish(err error) {
 	j.err = err
-	j.done <- struct{}{}
+	j.done.Send()
 }
 
 func (j *job) settled() bool {

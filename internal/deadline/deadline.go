@@ -3,6 +3,7 @@
 package deadline
 
 import (
+	"cmp"
 	"context"
 	"sync"
 	"sync/atomic"
@@ -15,11 +16,13 @@ const tick = 4 * time.Millisecond
 // Timers are the timers of deadlines. They may be used concurrently. Each lasts until its time, so there is one for
 // each tick that is to come and has a deadline, whatever became of the calls.
 type Timers struct {
-	start time.Time
-	last  atomic.Pointer[moment] // what was asked for last, which is what is asked for next as a rule
+	start   time.Time
+	last    atomic.Pointer[moment] // what was asked for last, which is what is asked for next as a rule
+	looking atomic.Bool            // at signals, every tick
 
 	mu      sync.Mutex
 	moments map[int64]*moment // those to come
+	signals []watched         // all that there are
 }
 
 // moment is a point in time.
@@ -53,12 +56,32 @@ func (t *Timers) moment(at time.Time) *moment {
 	return m
 }
 
-// Context is a context with a deadline, up to 4 ms early. Waiting by Wait is cheap; whoever asks for Done pays for it
+// maxMargin is how much of a long deadline is kept to answer in.
+const maxMargin = 100 * time.Millisecond
+
+// Before is by when what is done for a call must have ended, so that its caller can still be answered: a tenth of the time left after
+// now, at most 100 ms, before the deadline of ctx, and at most limit after now, unless limit is 0. It is false if there is no such time.
+func Before(ctx context.Context, now time.Time, limit time.Duration) (by time.Time, ok bool) {
+	by, ok = ctx.Deadline()
+	if ok {
+		left := by.Sub(now)
+		by = by.Add(-min(left/10, maxMargin))
+	}
+	if limit > 0 && (!ok || by.Sub(now) > limit) {
+		return now.Add(limit), true
+	}
+	return by, ok
+}
+
+// Context is a context with a deadline, up to 4 ms early. Waiting by Wait or for a Signal is cheap; whoever asks for Done pays for it
 // then. Release it.
 type Context struct {
 	context.Context
-	at     time.Time
-	moment *moment
+	timers *Timers
+	limit  time.Duration
+	// at is the deadline, in nanoseconds since the start of the timers, 0 until somebody asks for it: most calls have ended by then,
+	// without a look at the clock.
+	at atomic.Int64
 
 	once     sync.Once
 	complete context.Context // set by once
@@ -68,7 +91,29 @@ type Context struct {
 
 // With returns a context that ends with its parent or at a deadline, whichever is first.
 func (t *Timers) With(parent context.Context, at time.Time) *Context {
-	return &Context{Context: parent, at: at, moment: t.moment(at)}
+	c := &Context{Context: parent, timers: t}
+	c.end(at)
+	return c
+}
+
+// Within returns a context that ends with its parent or in time to answer the caller of that, see Before, and lasts for limit at
+// most, which must be above 0. Limit begins when the deadline is first asked for, in a wait for a Signal up to 8 ms late.
+func (t *Timers) Within(parent context.Context, limit time.Duration) *Context {
+	return &Context{Context: parent, timers: t, limit: limit}
+}
+
+// end sets the deadline, unless it is set.
+func (c *Context) end(at time.Time) {
+	c.at.CompareAndSwap(0, cmp.Or(int64(at.Sub(c.timers.start)), 1))
+}
+
+// deadline is the deadline, which is settled now if it was not yet.
+func (c *Context) deadline() time.Time {
+	if c.at.Load() == 0 {
+		by, _ := Before(c.Context, time.Now(), c.limit)
+		c.end(by)
+	}
+	return c.timers.start.Add(time.Duration(c.at.Load()))
 }
 
 // Release ends the context.
@@ -80,16 +125,17 @@ func (c *Context) Release() {
 
 // Deadline implements context.Context.
 func (c *Context) Deadline() (time.Time, bool) {
-	if at, ok := c.Context.Deadline(); ok && at.Before(c.at) {
-		return at, true
+	at := c.deadline()
+	if parent, ok := c.Context.Deadline(); ok && parent.Before(at) {
+		return parent, true
 	}
-	return c.at, true
+	return at, true
 }
 
 // Done implements context.Context.
 func (c *Context) Done() <-chan struct{} {
 	c.once.Do(func() {
-		c.complete, c.cancel = context.WithDeadline(c.Context, c.at)
+		c.complete, c.cancel = context.WithDeadline(c.Context, c.deadline())
 		c.asked.Store(true)
 	})
 	return c.complete.Done()
@@ -104,12 +150,24 @@ func (c *Context) Err() error {
 	if err := ended.Err(); err != nil {
 		return err
 	}
-	select {
-	case <-c.moment.passed:
+	if c.endsBefore(time.Now().Add(tick)) {
 		return context.DeadlineExceeded
-	default:
-		return nil
 	}
+	return nil
+}
+
+// endsBefore reports whether the context has ended, or does before a moment that is soon.
+func (c *Context) endsBefore(soon time.Time) bool {
+	return c.deadline().Before(soon) || c.Context.Err() != nil
+}
+
+// cause is why the context has ended, which it has from now on if it was soon to.
+func (c *Context) cause() error {
+	if c.Context.Err() != nil {
+		return context.Cause(c.Context)
+	}
+	c.at.Store(1)
+	return context.DeadlineExceeded
 }
 
 // Value implements context.Context.
@@ -137,7 +195,7 @@ func Wait(ctx context.Context, done <-chan struct{}) error {
 		return nil
 	case <-c.Context.Done():
 		return context.Cause(c.Context)
-	case <-c.moment.passed:
+	case <-c.timers.moment(c.deadline()).passed:
 		return context.DeadlineExceeded
 	}
 }

@@ -3,6 +3,8 @@ package deadline_test
 import (
 	"context"
 	"errors"
+	"runtime"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -92,13 +94,15 @@ func TestContext(t *testing.T) {
 	})
 }
 
-// TestTimersAreShared: calls of one tick have one timer, and what has passed leaves none.
+// TestTimersAreShared: calls of one tick that wait have one timer, and what has passed leaves none.
 func TestTimersAreShared(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		timers := deadline.NewTimers()
 		for i := range 100 {
-			timers.With(t.Context(), time.Now().Add(time.Second+time.Duration(i%2)*10*time.Millisecond))
+			ctx := timers.With(t.Context(), time.Now().Add(time.Second+time.Duration(i%2)*10*time.Millisecond))
+			go func() { _ = deadline.Wait(ctx, nil) }()
 		}
+		synctest.Wait()
 		if n := timers.Len(); n != 2 {
 			t.Errorf("%d timers for two deadlines", n)
 		}
@@ -132,6 +136,59 @@ func BenchmarkContext(b *testing.B) {
 				wait(parent)
 				cancel()
 			}
+		})
+	}
+}
+
+// BenchmarkWait is a wait for a batch, which one goroutine ends for all who wait.
+func BenchmarkWait(b *testing.B) {
+	timers := deadline.NewTimers()
+	for name, pair := range map[string]func() (wait func(context.Context) error, send func()){
+		"Wait": func() (func(context.Context) error, func()) {
+			done := make(chan struct{}, 1)
+			return func(ctx context.Context) error { return deadline.Wait(ctx, done) }, func() { done <- struct{}{} }
+		},
+		"Signal": func() (func(context.Context) error, func()) {
+			s := deadline.NewSignal()
+			return func(ctx context.Context) error {
+				defer s.Reset()
+				return s.Wait(ctx)
+			}, s.Send
+		},
+	} {
+		b.Run(name, func(b *testing.B) {
+			var mu sync.Mutex
+			var next, batch []func()
+			left := b.N
+			var callers sync.WaitGroup
+			for range 200 {
+				callers.Go(func() {
+					wait, send := pair()
+					ctx := timers.Within(b.Context(), time.Minute)
+					for {
+						mu.Lock()
+						if left == 0 {
+							mu.Unlock()
+							return
+						}
+						left, next = left-1, append(next, send)
+						mu.Unlock()
+						if err := wait(ctx); err != nil {
+							b.Error(err)
+						}
+					}
+				})
+			}
+			for sent := 0; sent < b.N; sent += len(batch) {
+				runtime.Gosched()
+				mu.Lock()
+				batch, next = next, batch[:0]
+				mu.Unlock()
+				for _, send := range batch {
+					send()
+				}
+			}
+			callers.Wait()
 		})
 	}
 }
