@@ -77,7 +77,7 @@ func (s *adminService) Delete(ctx context.Context, req *plusonev1.DeleteRequest)
 	case outOfTime(ctx, within, err):
 		return resp, nil
 	case err != nil:
-		return nil, changeError(ctx, err, last)
+		return nil, changeError(ctx, err, &last)
 	}
 	resp.Done, resp.Duplicate = true, receipt.Outcome == counter.Duplicate
 	resp.AsOf = timestamppb.New(latest(receipt.AsOf, t.asOf))
@@ -105,7 +105,7 @@ func (s *adminService) ForgetActor(ctx context.Context, req *plusonev1.ForgetAct
 	}
 	if err != nil && !outOfTime(ctx, within, err) {
 		// A like is a state: to take it back again is safe.
-		return nil, changeError(ctx, err, counter.Change{Like: counter.SetUnliked})
+		return nil, changeError(ctx, err, &counter.Change{Like: counter.SetUnliked})
 	}
 	resp := &plusonev1.ForgetActorResponse{Done: err == nil, LikesRemoved: int64(t.likes), RowsDeleted: int64(t.rows)}
 	if !t.asOf.IsZero() {
@@ -135,7 +135,7 @@ func (s *adminService) Import(ctx context.Context, req *plusonev1.ImportRequest)
 		receipt, err = s.store.Apply(within, chunk.done)
 	}
 	if err != nil {
-		return nil, changeError(ctx, err, chunk.done)
+		return nil, changeError(ctx, err, &chunk.done)
 	}
 	resp := &plusonev1.ImportResponse{
 		Outcome: plusonev1.Outcome_OUTCOME_APPLIED, LikesAdded: int64(added), AsOf: timestamppb.New(latest(receipt.AsOf, asOf)),

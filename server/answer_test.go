@@ -123,3 +123,51 @@ func TestAnswersAreShared(t *testing.T) {
 	}
 	wg.Wait()
 }
+
+// Answers to changes are sent as protobuf encodes their messages, and are one for all that are told the same.
+func TestChangeAnswers(t *testing.T) {
+	t.Parallel()
+	c := newCodec(newMetrics())
+	wantSent := func(a *answer, err error, want proto.Message) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		sent, err := c.Marshal(a)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(sent.Materialize(), encode(t, want)) {
+			t.Errorf("%v is sent as %q", want, sent.Materialize())
+		}
+	}
+	var increments changeAnswers[incrementFacts]
+	facts := incrementFacts{plusonev1.Outcome_OUTCOME_APPLIED, storeTime}
+	first, err := increments.of(facts)
+	wantSent(first, err, &plusonev1.IncrementResponse{Outcome: facts.outcome, AsOf: timestamppb.New(storeTime)})
+	if again, _ := increments.of(facts); again != first {
+		t.Error("the same is encoded again")
+	}
+	for _, other := range []incrementFacts{
+		{plusonev1.Outcome_OUTCOME_DUPLICATE, storeTime}, {plusonev1.Outcome_OUTCOME_APPLIED, storeTime.Add(time.Microsecond)},
+	} {
+		a, err := increments.of(other)
+		wantSent(a, err, &plusonev1.IncrementResponse{Outcome: other.outcome, AsOf: timestamppb.New(other.asOf)})
+	}
+	var likes changeAnswers[likeFacts]
+	for _, f := range []likeFacts{
+		{changed: true, counted: true, count: 7, asOf: storeTime},
+		{changed: true, counted: true, asOf: storeTime},
+		{changed: true, asOf: storeTime},
+		{counted: true, count: -1, asOf: storeTime, provisional: true},
+	} {
+		liked := &plusonev1.LikeResponse{Changed: f.changed, AsOf: timestamppb.New(f.asOf), Provisional: f.provisional}
+		unliked := &plusonev1.UnlikeResponse{Changed: f.changed, AsOf: liked.AsOf, Provisional: f.provisional}
+		if f.counted {
+			liked.Count, unliked.Count = &f.count, &f.count
+		}
+		a, err := likes.of(f)
+		wantSent(a, err, liked)
+		wantSent(a, err, unliked)
+	}
+}

@@ -52,7 +52,7 @@ type entry struct {
 func newEntry(key string, c counter.Count, began, ended time.Duration) (*entry, error) {
 	c.Key = key
 	e := &entry{count: c, began: began, ended: ended}
-	if err := e.answer.encode(&e.count, false); err != nil {
+	if err := e.answer.encodeCount(&e.count, false); err != nil {
 		return nil, err
 	}
 	return e, nil
@@ -61,7 +61,7 @@ func newEntry(key string, c counter.Count, began, ended time.Duration) (*entry, 
 // staleAnswer is the answer with the entry's count, marked stale.
 func (e *entry) staleAnswer() (*answer, error) {
 	a := &answer{}
-	if err := a.encode(&e.count, true); err != nil {
+	if err := a.encodeCount(&e.count, true); err != nil {
 		return nil, err
 	}
 	return a, nil

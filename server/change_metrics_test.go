@@ -44,24 +44,24 @@ func TestChangesAreCountedByOutcome(t *testing.T) {
 		case "deadline_exceeded":
 			ctx, cancel = context.WithDeadline(ctx, time.Now().Add(-time.Second))
 		}
-		_, err := s.Increment(ctx, &plusonev1.IncrementRequest{Key: name})
+		_, err := incrementMessage(ctx, s, &plusonev1.IncrementRequest{Key: name})
 		if _, acknowledged := outcomes[name]; acknowledged != (err == nil) {
 			t.Errorf("%s: %v", name, err)
 		}
 		cancel()
 	}
 	want["applied"]++
-	if _, err := s.Like(t.Context(), &plusonev1.LikeRequest{Key: "applied", Actor: "a"}); err != nil {
+	if _, err := likeMessage(t.Context(), s, &plusonev1.LikeRequest{Key: "applied", Actor: "a"}); err != nil {
 		t.Error(err)
 	}
 	want["in_doubt"] += 2 // whatever the caller is told to do about it
 	for _, action := range []func() error{
 		func() error {
-			_, err := s.Unlike(t.Context(), &plusonev1.UnlikeRequest{Key: "in_doubt", Actor: "a"})
+			_, err := unlikeMessage(t.Context(), s, &plusonev1.UnlikeRequest{Key: "in_doubt", Actor: "a"})
 			return err
 		},
 		func() error {
-			_, err := s.Increment(t.Context(), &plusonev1.IncrementRequest{Key: "in_doubt", RequestId: "id"})
+			_, err := incrementMessage(t.Context(), s, &plusonev1.IncrementRequest{Key: "in_doubt", RequestId: "id"})
 			return err
 		},
 	} {
@@ -69,7 +69,7 @@ func TestChangesAreCountedByOutcome(t *testing.T) {
 			t.Error("a change in doubt succeeded")
 		}
 	}
-	if _, err := s.Increment(t.Context(), &plusonev1.IncrementRequest{}); err == nil { // is no change
+	if _, err := incrementMessage(t.Context(), s, &plusonev1.IncrementRequest{}); err == nil { // is no change
 		t.Error("no key is a key")
 	}
 	collected := make(chan prometheus.Metric, 100)

@@ -70,6 +70,11 @@ func (c *codec) decode(data mem.BufferSlice, request any) error {
 		}
 		data = mem.BufferSlice{buffer}
 	}
+	if len(data) == 1 {
+		if p, ok := plainOf(request); ok && p.decode(data[0].ReadOnlyData()) {
+			return nil
+		}
+	}
 	if err := c.CodecV2.Unmarshal(data, request); err != nil {
 		return &rpcError{status: statusUndecodable, cause: err}
 	}

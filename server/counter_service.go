@@ -12,6 +12,7 @@ import (
 	plusonev1 "github.com/plusone-dev/plusone/api/plusone/v1"
 	"github.com/plusone-dev/plusone/internal/counter"
 	"github.com/plusone-dev/plusone/internal/deadline"
+	"github.com/plusone-dev/plusone/internal/identity"
 )
 
 // counterService implements plusone.v1.CounterService on a store and a cache.
@@ -25,15 +26,24 @@ type counterService struct {
 	gate    *gate // nil lets everything in
 
 	deadlines *deadline.Timers
+
+	increments changeAnswers[incrementFacts]
+	likes      changeAnswers[likeFacts]
 }
 
-// register registers the service. Get and BatchGet answer with what is encoded already, so they have handlers of their own: those
+// register registers the service. What is called most answers with what is encoded already, and so has handlers of its own: those
 // that are generated answer with messages.
 func (s *counterService) register(r grpc.ServiceRegistrar) {
 	desc := plusonev1.CounterService_ServiceDesc
 	desc.Methods = slices.Clone(desc.Methods)
 	for i := range desc.Methods {
 		switch m := &desc.Methods[i]; m.MethodName {
+		case "Increment":
+			m.Handler = encodedHandler(s.increment)
+		case "Like":
+			m.Handler = encodedHandler(s.like)
+		case "Unlike":
+			m.Handler = encodedHandler(s.unlike)
 		case "Get":
 			m.Handler = encodedHandler(s.get)
 		case "BatchGet":
@@ -55,22 +65,25 @@ func encodedHandler[Request, Answer any](method func(context.Context, *Request) 
 	}
 }
 
-// Increment changes one counter.
-func (s *counterService) Increment(ctx context.Context, req *plusonev1.IncrementRequest,
-) (*plusonev1.IncrementResponse, error) {
+// increment changes one counter.
+func (s *counterService) increment(ctx context.Context, req *plusonev1.IncrementRequest) (*answer, error) {
 	var v violations
 	change := checkIncrement(req, s.config.MaxDelta, &v)
 	if err := s.metrics.refuse(&v); err != nil {
 		return nil, err
 	}
-	if err := s.gate.change(ctx, &change, methodIncrement); err != nil {
+	if err := s.admit(ctx, &change, methodIncrement); err != nil {
 		return nil, err
 	}
-	outcome, asOf, err := s.apply(ctx, change)
+	outcome, asOf, err := s.apply(ctx, &change)
 	if err != nil {
 		return nil, err
 	}
-	return &plusonev1.IncrementResponse{Outcome: outcome, AsOf: asOf}, nil
+	a, err := s.increments.of(incrementFacts{outcome, asOf})
+	if err != nil {
+		return nil, s.changeFailed(ctx, err, &change)
+	}
+	return a, nil
 }
 
 // BatchIncrement changes many counters.
@@ -84,11 +97,22 @@ func (s *counterService) BatchIncrement(ctx context.Context, req *plusonev1.Batc
 	if err := s.gate.batch(ctx, req.Entries, &change); err != nil {
 		return nil, err
 	}
-	outcome, asOf, err := s.apply(ctx, change)
+	outcome, asOf, err := s.apply(ctx, &change)
 	if err != nil {
 		return nil, err
 	}
-	return &plusonev1.BatchIncrementResponse{Outcome: outcome, AsOf: asOf}, nil
+	return &plusonev1.BatchIncrementResponse{Outcome: outcome, AsOf: timestamppb.New(asOf)}, nil
+}
+
+// admit completes a change of one key, and lets it in: who acts for one actor only need not name him. That is so without a gate too:
+// the actor is part of what is compared when a change is tried again, by when another server may have one.
+func (s *counterService) admit(ctx context.Context, change *counter.Change, by string) error {
+	if change.Actor == "" && s.config.Authenticator != nil {
+		if who := identity.FromContext(ctx); who != nil {
+			change.Actor = who.Actor
+		}
+	}
+	return s.gate.change(ctx, change, by)
 }
 
 // get reads one counter.
@@ -173,41 +197,39 @@ func (s *counterService) readMissing(ctx context.Context, keys []string, missing
 	return nil
 }
 
-// apply makes a change that has passed the checks.
-func (s *counterService) apply(ctx context.Context, change counter.Change,
-) (plusonev1.Outcome, *timestamppb.Timestamp, error) {
-	within, _ := answerWithin(ctx, s.deadlines, s.config.RequestTimeout)
+// apply makes a change that has passed the checks. It returns the moment from which fresh reads show it.
+func (s *counterService) apply(ctx context.Context, change *counter.Change) (plusonev1.Outcome, time.Time, error) {
+	within := s.deadlines.Within(ctx, s.config.RequestTimeout)
 	defer within.Release()
 	receipt, err := s.applyTraced(ctx, within, change)
 	if change.Ticket != nil {
 		if refused := s.gate.settle(ctx, change.Ticket, err); refused != nil {
-			return 0, nil, refused
+			return 0, time.Time{}, refused
 		}
 	}
 	if err != nil {
-		return 0, nil, s.changeFailed(ctx, err, change)
+		return 0, time.Time{}, s.changeFailed(ctx, err, change)
 	}
-	asOf := timestamppb.New(receipt.AsOf)
 	s.metrics.changes.acknowledged(receipt.Outcome)
 	switch receipt.Outcome {
 	case counter.Applied:
-		return plusonev1.Outcome_OUTCOME_APPLIED, asOf, nil
+		return plusonev1.Outcome_OUTCOME_APPLIED, receipt.AsOf, nil
 	case counter.Duplicate:
-		return plusonev1.Outcome_OUTCOME_DUPLICATE, asOf, nil
+		return plusonev1.Outcome_OUTCOME_DUPLICATE, receipt.AsOf, nil
 	case counter.AlreadyCounted:
-		return plusonev1.Outcome_OUTCOME_ALREADY_COUNTED, asOf, nil
+		return plusonev1.Outcome_OUTCOME_ALREADY_COUNTED, receipt.AsOf, nil
 	default:
-		return 0, nil, s.changeFailed(ctx, fmt.Errorf("the store answered outcome %d", receipt.Outcome), change)
+		return 0, time.Time{}, s.changeFailed(ctx, fmt.Errorf("the store answered outcome %d", receipt.Outcome), change)
 	}
 }
 
 // applyTraced has the store make a change within the time that there is for it; ctx is the caller's.
-func (s *counterService) applyTraced(ctx, within context.Context, change counter.Change) (counter.Receipt, error) {
+func (s *counterService) applyTraced(ctx, within context.Context, change *counter.Change) (counter.Receipt, error) {
 	if s.config.Tracing == nil {
-		return s.store.Apply(within, change)
+		return s.store.Apply(within, *change)
 	}
 	asked := time.Now()
-	receipt, err := s.store.Apply(within, change)
+	receipt, err := s.store.Apply(within, *change)
 	if err == nil {
 		traceChange(ctx, asked, receipt)
 	}
@@ -215,7 +237,7 @@ func (s *counterService) applyTraced(ctx, within context.Context, change counter
 }
 
 // changeFailed maps the error of a change, and counts it.
-func (s *counterService) changeFailed(ctx context.Context, err error, change counter.Change) error {
+func (s *counterService) changeFailed(ctx context.Context, err error, change *counter.Change) error {
 	failure := changeError(ctx, err, change)
 	s.metrics.changes.refused(failure.status)
 	return failure

@@ -64,7 +64,7 @@ func TestOutcomes(t *testing.T) {
 		counter.AlreadyCounted: plusonev1.Outcome_OUTCOME_ALREADY_COUNTED,
 	} {
 		outcome = from
-		resp, err := s.Increment(t.Context(), &plusonev1.IncrementRequest{Key: "k"})
+		resp, err := incrementMessage(t.Context(), s, &plusonev1.IncrementRequest{Key: "k"})
 		if err != nil || resp.Outcome != want {
 			t.Errorf("outcome %d: %v, %v", from, resp, err)
 		}
@@ -74,7 +74,7 @@ func TestOutcomes(t *testing.T) {
 		}
 	}
 	outcome = 0
-	_, err := s.Increment(t.Context(), &plusonev1.IncrementRequest{Key: "k"})
+	_, err := incrementMessage(t.Context(), s, &plusonev1.IncrementRequest{Key: "k"})
 	wantFailure(t, err, failure{code: codes.Internal, reason: "INTERNAL"})
 }
 
@@ -226,7 +226,7 @@ func TestChangeIsCutOffBeforeCallersDeadline(t *testing.T) {
 				}
 				defer cancel()
 				began := time.Now()
-				_, err := s.Increment(ctx, &plusonev1.IncrementRequest{Key: "k", RequestId: "r"})
+				_, err := incrementMessage(ctx, s, &plusonev1.IncrementRequest{Key: "k", RequestId: "r"})
 				wantFailure(t, err, tc.want)
 				if took := time.Since(began); took != tc.took {
 					t.Errorf("took %v", took)
@@ -251,7 +251,7 @@ func TestCallersDeadlineOverTheWire(t *testing.T) {
 	if _, err := r.client.Increment(ctx, &plusonev1.IncrementRequest{Key: "k"}); err != nil {
 		t.Fatal(err)
 	}
-	if got := <-left; got > deadline-maxAnswerMargin || got < deadline/2 {
+	if got := <-left; got > deadline-100*time.Millisecond || got < deadline/2 {
 		t.Errorf("the store has %v left of %v", got, deadline)
 	}
 }
@@ -275,7 +275,7 @@ func TestCallerThatCancels(t *testing.T) {
 			}, Config{RequestTimeout: time.Minute})
 			ctx, cancel := context.WithCancel(t.Context())
 			cancel()
-			_, err := s.Increment(ctx, &plusonev1.IncrementRequest{Key: "k", RequestId: "r"})
+			_, err := incrementMessage(ctx, s, &plusonev1.IncrementRequest{Key: "k", RequestId: "r"})
 			wantFailure(t, err, failure{code: codes.Canceled, reason: "CANCELLED"})
 			s.cache.put(entryOf(t, "known", counter.Count{AsOf: storeTime}, 0, 0))
 			for _, key := range []string{"k", "known"} {

@@ -175,7 +175,7 @@ func (e *rpcError) GRPCStatus() *status.Status { return e.status }
 func (e *rpcError) Unwrap() error { return e.cause }
 
 // changeError maps the error of a change. ctx is the caller's.
-func changeError(ctx context.Context, err error, change counter.Change) *rpcError {
+func changeError(ctx context.Context, err error, change *counter.Change) *rpcError {
 	st := callerStatus(ctx)
 	if st == nil {
 		st = storeStatus(err)
@@ -194,7 +194,7 @@ func changeError(ctx context.Context, err error, change counter.Change) *rpcErro
 }
 
 // unknownStatus is the status of a change in doubt: it says what the caller can do about it.
-func unknownStatus(change counter.Change) *status.Status {
+func unknownStatus(change *counter.Change) *status.Status {
 	switch {
 	case !change.RequestID.IsZero():
 		return statusUnknown

@@ -80,15 +80,8 @@ const (
 	methodUnlike    = "Unlike"
 )
 
-// change is asked about a change of one key. It completes the change: who acts for one actor only need not name him, and a
-// policy may say how often an actor counts. The actor is completed without a gate too: he is part of what is compared when a
-// change is tried again, by when another server may have one.
+// change is asked about a change of one key. It completes the change, since a policy may say how often an actor counts.
 func (g *gate) change(ctx context.Context, c *counter.Change, by string) error {
-	if c.Actor == "" {
-		if who := identity.FromContext(ctx); who != nil {
-			c.Actor = who.Actor
-		}
-	}
 	if g == nil {
 		return nil
 	}
@@ -113,7 +106,7 @@ func (g *gate) change(ctx context.Context, c *counter.Change, by string) error {
 	if g.tickets != nil && by == methodIncrement && !p.Guard {
 		return g.ticket(c, wantsOf(ctx, c, p))
 	}
-	within, _ := answerWithin(ctx, g.deadlines, g.timeout)
+	within := g.deadlines.Within(ctx, g.timeout)
 	defer within.Release()
 	if p.Limits() {
 		if err := g.limit(ctx, within, wantsOf(ctx, c, p)); err != nil {
@@ -288,7 +281,7 @@ func (g *gate) batch(ctx context.Context, entries []*plusonev1.BatchEntry, c *co
 	if len(wants) == 0 {
 		return nil
 	}
-	within, _ := answerWithin(ctx, g.deadlines, g.timeout)
+	within := g.deadlines.Within(ctx, g.timeout)
 	defer within.Release()
 	return g.limit(ctx, within, wants)
 }

@@ -75,13 +75,13 @@ func newGated(t testing.TB, text string) *gated {
 	g.policies.set(t, text)
 	g.counterService = newService(t, g.store, Config{
 		Policies: g.policies, Limiter: limit.NewMemory(limit.NewMetrics(prometheus.NewRegistry())),
-		Guard: g.guard, Denied: deniedActors{"spammer": true},
+		Guard: g.guard, Denied: deniedActors{"spammer": true}, Authenticator: people,
 	})
 	return g
 }
 
 func (g *gated) increment(t *testing.T, req *plusonev1.IncrementRequest) error {
-	_, err := g.Increment(t.Context(), req)
+	_, err := incrementMessage(t.Context(), g.counterService, req)
 	return err
 }
 
@@ -113,17 +113,17 @@ namespaces:
   guarded: {guard: true}
 `)
 	increment := func(req *plusonev1.IncrementRequest) func(context.Context) error {
-		return func(ctx context.Context) error { _, err := g.Increment(ctx, req); return err }
+		return func(ctx context.Context) error { _, err := incrementMessage(ctx, g.counterService, req); return err }
 	}
 	like := func(key, actor string) func(context.Context) error {
 		return func(ctx context.Context) error {
-			_, err := g.Like(ctx, &plusonev1.LikeRequest{Key: key, Actor: actor})
+			_, err := likeMessage(ctx, g.counterService, &plusonev1.LikeRequest{Key: key, Actor: actor})
 			return err
 		}
 	}
 	unlike := func(key, actor string) func(context.Context) error {
 		return func(ctx context.Context) error {
-			_, err := g.Unlike(ctx, &plusonev1.UnlikeRequest{Key: key, Actor: actor})
+			_, err := unlikeMessage(ctx, g.counterService, &plusonev1.UnlikeRequest{Key: key, Actor: actor})
 			return err
 		}
 	}
@@ -214,7 +214,7 @@ func TestGateAsksGuard(t *testing.T) {
 	g := newGated(t, "namespaces: {guarded: {guard: true}}")
 	ctx := metadata.NewIncomingContext(t.Context(), metadata.Pairs(guard.TokenHeader, "captcha"))
 	ctx = identity.NewContext(ctx, &identity.Identity{Name: "web"})
-	_, err := g.Increment(ctx, &plusonev1.IncrementRequest{Key: "guarded/1", Actor: "bot"})
+	_, err := incrementMessage(ctx, g.counterService, &plusonev1.IncrementRequest{Key: "guarded/1", Actor: "bot"})
 	if info := errorInfo(t, err); info.Metadata["reason"] != "TOO_YOUNG" {
 		t.Errorf("%v: %v", err, info)
 	}
@@ -283,11 +283,11 @@ namespaces:
 		t.Errorf("another actor: %v", err)
 	}
 	for range 2 {
-		if _, err := g.Like(t.Context(), &plusonev1.LikeRequest{Key: "likes/1", Actor: "a"}); err != nil {
+		if _, err := likeMessage(t.Context(), g.counterService, &plusonev1.LikeRequest{Key: "likes/1", Actor: "a"}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	_, err := g.Unlike(t.Context(), &plusonev1.UnlikeRequest{Key: "likes/1", Actor: "a"})
+	_, err := unlikeMessage(t.Context(), g.counterService, &plusonev1.UnlikeRequest{Key: "likes/1", Actor: "a"})
 	rateLimitedFor(t, err, "actor")
 
 	// Who is denied uses up nobody's tokens, and neither did the calls that were refused: of the caller's 20, 4 are gone.
@@ -378,7 +378,7 @@ func TestGateOncePer(t *testing.T) {
 	}
 	apply := func(ctx context.Context, req *plusonev1.IncrementRequest) counter.Change {
 		t.Helper()
-		if _, err := g.Increment(ctx, req); err != nil {
+		if _, err := incrementMessage(ctx, g.counterService, req); err != nil {
 			t.Fatal(err)
 		}
 		return g.store.lastChange(t)
@@ -422,7 +422,7 @@ func TestGateRace(t *testing.T) {
 	for i := range 4 {
 		calls.Go(func() {
 			for n := 0; ctx.Err() == nil; n++ {
-				_, err := g.Increment(context.Background(), &plusonev1.IncrementRequest{Key: fmt.Sprintf("views/%d", i), Actor: fmt.Sprint(n % 7)})
+				_, err := incrementMessage(context.Background(), g.counterService, &plusonev1.IncrementRequest{Key: fmt.Sprintf("views/%d", i), Actor: fmt.Sprint(n % 7)})
 				if code := status.Code(err); code != codes.OK && code != codes.ResourceExhausted {
 					t.Errorf("%v", err)
 				}

@@ -86,7 +86,7 @@ namespaces: {guarded: {guard: true}}
 	if err := g.increment(t, &plusonev1.IncrementRequest{Key: "guarded/1", Actor: "b"}); err != nil || len(g.guard.asked) != 1 {
 		t.Errorf("the guard was asked %d times, %v", len(g.guard.asked), err)
 	}
-	if _, err := g.Like(t.Context(), &plusonev1.LikeRequest{Key: "views/1", Actor: "b"}); err != nil {
+	if _, err := likeMessage(t.Context(), g.counterService, &plusonev1.LikeRequest{Key: "views/1", Actor: "b"}); err != nil {
 		t.Error(err)
 	}
 	if _, err := g.BatchIncrement(t.Context(), &plusonev1.BatchIncrementRequest{Entries: []*plusonev1.BatchEntry{{Key: "views/1", Delta: 1}}}); err != nil {

@@ -215,6 +215,24 @@ func getMessage(ctx context.Context, s *counterService, req *plusonev1.GetReques
 	return decoded(s, answer, err, &plusonev1.GetResponse{})
 }
 
+// incrementMessage is Increment, with the message that is sent.
+func incrementMessage(ctx context.Context, s *counterService, req *plusonev1.IncrementRequest) (*plusonev1.IncrementResponse, error) {
+	answer, err := s.increment(ctx, req)
+	return decoded(s, answer, err, &plusonev1.IncrementResponse{})
+}
+
+// likeMessage is Like, with the message that is sent.
+func likeMessage(ctx context.Context, s *counterService, req *plusonev1.LikeRequest) (*plusonev1.LikeResponse, error) {
+	answer, err := s.like(ctx, req)
+	return decoded(s, answer, err, &plusonev1.LikeResponse{})
+}
+
+// unlikeMessage is Unlike, with the message that is sent.
+func unlikeMessage(ctx context.Context, s *counterService, req *plusonev1.UnlikeRequest) (*plusonev1.UnlikeResponse, error) {
+	answer, err := s.unlike(ctx, req)
+	return decoded(s, answer, err, &plusonev1.UnlikeResponse{})
+}
+
 // batchGetMessage is BatchGet, with the message that is sent.
 func batchGetMessage(ctx context.Context, s *counterService, req *plusonev1.BatchGetRequest) (*plusonev1.BatchGetResponse, error) {
 	answers, err := s.batchGet(ctx, req)

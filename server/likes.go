@@ -15,68 +15,58 @@ import (
 // whose like is safe must not wait for a number that he can do without.
 const maxCountWait = 500 * time.Millisecond
 
-// Like makes an actor like a key.
-func (s *counterService) Like(ctx context.Context, req *plusonev1.LikeRequest) (*plusonev1.LikeResponse, error) {
-	a, err := s.setLike(ctx, req, counter.SetLiked, methodLike)
-	if err != nil {
-		return nil, err
-	}
-	return &plusonev1.LikeResponse{Changed: a.changed, Count: a.count, AsOf: a.asOf, Provisional: a.provisional}, nil
+// like makes an actor like a key.
+func (s *counterService) like(ctx context.Context, req *plusonev1.LikeRequest) (*answer, error) {
+	return s.setLike(ctx, req, counter.SetLiked, methodLike)
 }
 
-// Unlike takes an actor's like of a key back.
-func (s *counterService) Unlike(ctx context.Context, req *plusonev1.UnlikeRequest) (*plusonev1.UnlikeResponse, error) {
-	a, err := s.setLike(ctx, req, counter.SetUnliked, methodUnlike)
-	if err != nil {
-		return nil, err
-	}
-	return &plusonev1.UnlikeResponse{Changed: a.changed, Count: a.count, AsOf: a.asOf, Provisional: a.provisional}, nil
-}
-
-// likeAnswer is what the answers to a Like and an Unlike have in common.
-type likeAnswer struct {
-	changed     bool
-	count       *int64 // nil if it cannot be told now
-	asOf        *timestamppb.Timestamp
-	provisional bool
+// unlike takes an actor's like of a key back.
+func (s *counterService) unlike(ctx context.Context, req *plusonev1.UnlikeRequest) (*answer, error) {
+	return s.setLike(ctx, req, counter.SetUnliked, methodUnlike)
 }
 
 // setLike sets a like, and reads the count unless the store did so along with it. The like is acknowledged whatever becomes
 // of that read.
-func (s *counterService) setLike(ctx context.Context, req likeRequest, action counter.LikeAction, by string) (likeAnswer, error) {
+func (s *counterService) setLike(ctx context.Context, req likeRequest, action counter.LikeAction, by string) (*answer, error) {
 	var v violations
 	change := checkLike(req, action, &v)
 	if err := s.metrics.refuse(&v); err != nil {
-		return likeAnswer{}, err
+		return nil, err
 	}
-	if err := s.gate.change(ctx, &change, by); err != nil {
-		return likeAnswer{}, err
+	if err := s.admit(ctx, &change, by); err != nil {
+		return nil, err
 	}
 	change.WantCount = true
 	// The change and the read share the time, so that after both there is as much left to answer in.
-	within, until := answerWithin(ctx, s.deadlines, s.config.RequestTimeout)
+	within := s.deadlines.Within(ctx, s.config.RequestTimeout)
 	defer within.Release()
-	receipt, err := s.applyTraced(ctx, within, change)
+	until, _ := within.Deadline()
+	receipt, err := s.applyTraced(ctx, within, &change)
 	if err == nil && receipt.Outcome != counter.Applied && receipt.Outcome != counter.Duplicate {
 		err = fmt.Errorf("the store answered outcome %d to a like", receipt.Outcome)
 	}
 	if err != nil {
-		return likeAnswer{}, s.changeFailed(ctx, err, change)
+		return nil, s.changeFailed(ctx, err, &change)
 	}
 	s.metrics.changes.acknowledged(receipt.Outcome)
-	a := likeAnswer{changed: receipt.Changed, provisional: receipt.Provisional}
-	asOf, countedAt := receipt.AsOf, time.Time{}
-	if c := receipt.Count; c != nil {
-		s.cache.keep(c, receipt.Batch.Sent)
-		a.count, countedAt = &c.Value, c.AsOf
+	f := likeFacts{changed: receipt.Changed, asOf: receipt.AsOf, provisional: receipt.Provisional}
+	count := receipt.Count
+	if count != nil {
+		s.cache.keep(count, receipt.Batch.Sent)
 	} else if e := s.countAfter(ctx, until, change.Entries[0].Key); e != nil {
-		a.count, countedAt = &e.count.Value, e.count.AsOf
+		count = &e.count
 	}
-	// A caller who passes the later moment on as min_as_of never reads an older count than this one.
-	if countedAt.After(asOf) {
-		asOf = countedAt
+	if count != nil {
+		f.counted, f.count = true, count.Value
+		// A caller who passes the later moment on as min_as_of never reads an older count than this one.
+		if count.AsOf.After(f.asOf) {
+			f.asOf = count.AsOf
+		}
 	}
-	a.asOf = timestamppb.New(asOf)
+	a, err := s.likes.of(f)
+	if err != nil {
+		return nil, s.changeFailed(ctx, err, &change)
+	}
 	return a, nil
 }
 

@@ -42,7 +42,7 @@ func likeStore(counts func(ctx context.Context, keys []string) []counter.Reading
 
 func like(t *testing.T, s *counterService, req *plusonev1.LikeRequest) *plusonev1.LikeResponse {
 	t.Helper()
-	resp, err := s.Like(t.Context(), req)
+	resp, err := likeMessage(t.Context(), s, req)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -187,7 +187,7 @@ func TestLikeCountIsFreshAndCached(t *testing.T) {
 				t.Errorf("the cache did not learn the count: %d reads", n-reads)
 			}
 		}
-		resp, err := s.Unlike(t.Context(), &plusonev1.UnlikeRequest{Key: "k", Actor: "user:0"})
+		resp, err := unlikeMessage(t.Context(), s, &plusonev1.UnlikeRequest{Key: "k", Actor: "user:0"})
 		if err != nil || resp.GetCount() != 2 {
 			t.Errorf("unlike: %v, %v", resp, err)
 		}
@@ -335,7 +335,7 @@ func TestLikeWithoutCount(t *testing.T) {
 				}
 				defer cancel()
 				began := time.Now()
-				resp, err := s.Like(ctx, &plusonev1.LikeRequest{Key: "k", Actor: "a"})
+				resp, err := likeMessage(ctx, s, &plusonev1.LikeRequest{Key: "k", Actor: "a"})
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -46,7 +46,7 @@ func (c *countCache) results(ctx context.Context, keys []string, want freshness)
 // ends when the caller must be answered. The admission bounds callers, and so these reads. What a caller had no time for is
 // fetched in the background if it will be the last known value, so that the next caller in haste gets a later one.
 func (c *countCache) fetchNow(ctx context.Context, keys []string) []result {
-	within, _ := answerWithin(ctx, c.deadlines, c.timeout)
+	within := c.deadlines.Within(ctx, c.timeout)
 	defer within.Release()
 	results := c.fetch(within, keys, c.now())
 	var late []*entry

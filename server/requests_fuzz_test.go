@@ -93,7 +93,7 @@ func FuzzIncrement(f *testing.F) {
 		if proto.Unmarshal(wire, req) != nil {
 			return
 		}
-		resp, err := s.Increment(t.Context(), req)
+		resp, err := incrementMessage(t.Context(), s, req)
 		keeps := kept(t, req, err, broken(t, req, DefaultMaxDelta))
 		delta := int64(1)
 		if req.Delta != nil {
@@ -185,11 +185,11 @@ func FuzzLike(f *testing.F) {
 		want := counter.Change{
 			Entries: []counter.Entry{{Key: req.Key}}, RequestID: counter.ParseRequestID(req.RequestId), Actor: req.Actor,
 		}
-		liked, err := s.Like(t.Context(), req)
+		liked, err := likeMessage(t.Context(), s, req)
 		keeps := kept(t, req, err, broken(t, req, DefaultMaxDelta))
 		want.Like = counter.SetLiked
 		wantChange(t, store.takeChanges(), keeps, want)
-		unliked, err := s.Unlike(t.Context(), unlike)
+		unliked, err := unlikeMessage(t.Context(), s, unlike)
 		kept(t, unlike, err, broken(t, unlike, DefaultMaxDelta))
 		want.Like = counter.SetUnliked
 		wantChange(t, store.takeChanges(), keeps, want)
