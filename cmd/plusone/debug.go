@@ -9,11 +9,30 @@ import (
 	"net/http"
 	"net/http/pprof"
 	"strings"
+	"sync/atomic"
 	"time"
+	_ "unsafe" // for go:linkname
 
 	"google.golang.org/grpc"
 	channelz "google.golang.org/grpc/channelz/service"
 )
+
+// channelzOn is gRPC's switch for what its channelz service tells. To import that service turns it on, and gRPC has no way to turn it
+// off again, though it takes a fiftieth of the CPU for a call, whoever asks for what it tells or not.
+//
+//go:linkname channelzOn google.golang.org/grpc/internal/channelz.curState
+var channelzOn int32
+
+func init() { collectChannelz(false) }
+
+// collectChannelz turns channelz on, for the servers and clients that are made from then on, or off.
+func collectChannelz(on bool) {
+	value := int32(0)
+	if on {
+		value = 1
+	}
+	atomic.StoreInt32(&channelzOn, value)
+}
 
 // debugServer serves what shows the inside of a process: profiles by HTTP, and by gRPC its channelz service.
 type debugServer struct {
@@ -37,6 +56,7 @@ func serveDebug(ctx context.Context, address string, logger *slog.Logger) (*debu
 	if err != nil {
 		return nil, err
 	}
+	collectChannelz(true)
 	d := &debugServer{grpc: grpc.NewServer(), done: make(chan error, 1)}
 	channelz.RegisterChannelzServiceToServer(d.grpc)
 	mux := http.NewServeMux()
