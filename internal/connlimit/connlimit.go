@@ -64,7 +64,7 @@ func (l *limited) Accept() (net.Conn, error) {
 				_ = setUserTimeout(tcp, userTimeout)
 			}
 			l.open.Inc()
-			return &counted{Conn: conn, close: sync.OnceValue(func() error {
+			return &counted{Conn: conn, ready: newReady(conn), close: sync.OnceValue(func() error {
 				err := conn.Close()
 				l.open.Dec()
 				<-l.slots
@@ -80,6 +80,7 @@ func (l *limited) Accept() (net.Conn, error) {
 // counted is a connection that counts until it is closed.
 type counted struct {
 	net.Conn
+	ready *ready
 	close func() error
 }
 
