@@ -200,8 +200,8 @@ func (s *counterService) readMissing(ctx context.Context, keys []string, missing
 // apply makes a change that has passed the checks. It returns the moment from which fresh reads show it.
 func (s *counterService) apply(ctx context.Context, change *counter.Change) (plusonev1.Outcome, time.Time, error) {
 	within := s.deadlines.Within(ctx, s.config.RequestTimeout)
-	defer within.Release()
 	receipt, err := s.applyTraced(ctx, within, change)
+	within.Release()
 	if change.Ticket != nil {
 		if refused := s.gate.settle(ctx, change.Ticket, err); refused != nil {
 			return 0, time.Time{}, refused
