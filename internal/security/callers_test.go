@@ -4,7 +4,9 @@ import (
 	"context"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"fmt"
+	"io"
 	"strings"
 	"testing"
 	"time"
@@ -142,7 +144,10 @@ func TestOtherServices(t *testing.T) {
 			for token, want := range map[string]string{"": unauthenticated, token: "OK"} {
 				stream, err := reflectionpb.NewServerReflectionClient(conn).ServerReflectionInfo(bearer(t, token))
 				must(t, err)
-				must(t, stream.Send(&reflectionpb.ServerReflectionRequest{MessageRequest: &reflectionpb.ServerReflectionRequest_ListServices{}}))
+				err = stream.Send(&reflectionpb.ServerReflectionRequest{MessageRequest: &reflectionpb.ServerReflectionRequest_ListServices{}})
+				if !errors.Is(err, io.EOF) { // which says that it was refused before, and Recv says why
+					must(t, err)
+				}
 				if _, err = stream.Recv(); reasonOf(err) != want {
 					t.Errorf("reflection: %s, want %s", reasonOf(err), want)
 				}
