@@ -37,7 +37,7 @@ const (
 	// streamWorkers keep the stacks that calls have grown, instead of growing a new one for every call. Changes wait for
 	// their batch on them; there are about as many as wait at once on a busy server. More would take turns, and find
 	// their stacks gone from the CPU's caches.
-	streamWorkers = 128
+	streamWorkers = 192
 	// maxHeaderBytes is ample for a bearer token.
 	maxHeaderBytes = 64 << 10
 
