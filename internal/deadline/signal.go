@@ -10,7 +10,7 @@ import (
 // Signal tells one goroutine that something is done for which it waits. It is used for one wait after the other, all of them with
 // contexts of the same Timers if with any, and sent once for each.
 //
-// To wait for what is done, for the caller and for a deadline takes twice as long as to wait for one channel. So a wait with a
+// To wait for what is done, for the caller and for a deadline takes several times as long as to wait for one channel (BenchmarkWait). So a wait with a
 // Context is for one channel, and the Timers look now and then whether it should end. Whoever changes the state from
 // waiting wakes the one who waits, so that this happens once.
 type Signal struct {
