@@ -16,9 +16,10 @@ type keyRead struct {
 	spread bool
 	left   []shardRead
 	atHome [1]shardRead // what is left at first, if the key is not known to be spread
+	// Of the last round. On a cluster its parts are of several moments, and micros is the earliest.
 	sum    sum
 	likes  sum
-	micros int64 // of the earliest part
+	micros int64
 	err    error
 }
 
@@ -98,7 +99,7 @@ func (s *Store) Counts(ctx context.Context, keys []string) []counter.Reading {
 func (s *Store) beginRead(r *keyRead, key string) {
 	r.key, r.home = key, Home(key, s.cfg.Shards)
 	if s.markers.get(key) != 0 {
-		r.spreadOver(s.cfg.Shards, -1)
+		r.spreadOver(s.cfg.Shards)
 		return
 	}
 	r.atHome[0].shard = r.home
@@ -109,13 +110,11 @@ func (r *keyRead) count() counter.Count {
 	return counter.Count{Key: r.key, Value: r.sum.int64(), Likes: r.likes.int64(), AsOf: time.UnixMicro(r.micros)}
 }
 
-// spreadOver adds all shards but one to those still to be read.
-func (r *keyRead) spreadOver(shards, but int) {
-	r.spread = true
-	for shard := range shards {
-		if shard != but {
-			r.left = append(r.left, shardRead{shard: shard})
-		}
+// spreadOver has all shards read.
+func (r *keyRead) spreadOver(shards int) {
+	r.spread, r.left = true, make([]shardRead, shards)
+	for shard := range r.left {
+		r.left[shard].shard = shard
 	}
 }
 
@@ -179,8 +178,10 @@ func (s *Store) fillQueries(c *countsCall) {
 // left to read.
 func (s *Store) takeOver(c *countsCall) (missing []baseRef, left bool) {
 	for i := range c.reads {
-		missing = s.takeOverKey(&c.reads[i], c.queries, missing)
-		left = left || len(c.reads[i].left) > 0
+		if k := &c.reads[i]; len(k.left) > 0 {
+			missing = s.takeOverKey(k, c.queries, missing)
+			left = left || len(k.left) > 0
+		}
 	}
 	for _, q := range c.queries {
 		if q != nil {
@@ -190,10 +191,11 @@ func (s *Store) takeOver(c *countsCall) (missing []baseRef, left bool) {
 	return missing, left
 }
 
-// takeOverKey adds what a round answered of a key and keeps what is left.
+// takeOverKey adds up what a round answered of a key. If a part is missing, all are left to read: with parts of another round the
+// sum would be of several moments, and true at none.
 func (s *Store) takeOverKey(k *keyRead, queries []*query, missing []baseRef) []baseRef {
-	asked := k.left
-	k.left = nil
+	asked, again := k.left, false
+	k.left, k.sum, k.likes, k.micros = nil, sum{}, sum{}, 0
 	for _, l := range asked {
 		q := queries[s.lane(l.shard)]
 		if q.err != nil {
@@ -204,12 +206,11 @@ func (s *Store) takeOverKey(k *keyRead, queries []*query, missing []baseRef) []b
 		if l.shard == k.home {
 			s.markers.learn(k.key, value.Marker)
 			if value.Marker != 0 && !k.spread {
-				k.spreadOver(s.cfg.Shards, k.home)
+				k.spreadOver(s.cfg.Shards)
 			}
 		}
 		if !value.Cached {
-			missing = append(missing, baseRef{k.key, l.shard})
-			k.left = append(k.left, l)
+			missing, again = append(missing, baseRef{k.key, l.shard}), true
 			continue
 		}
 		k.sum.add(value.Value)
@@ -217,6 +218,9 @@ func (s *Store) takeOverKey(k *keyRead, queries []*query, missing []baseRef) []b
 		if k.micros == 0 || value.micros < k.micros {
 			k.micros = value.micros
 		}
+	}
+	if again && k.left == nil {
+		k.left = asked
 	}
 	return missing
 }

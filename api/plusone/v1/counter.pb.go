@@ -404,7 +404,8 @@ type Count struct {
 	Count int64 `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`
 	// likes is the part of count that comes from likes.
 	Likes int64 `protobuf:"varint,3,opt,name=likes,proto3" json:"likes,omitempty"`
-	// as_of is the moment, by the store's clock, at which this was true.
+	// as_of is the moment, by the store's clock, at which this was true. On Redis Cluster, where the shards of a hot key are read one
+	// by one, the count of such a key may have changes of a moment after it too.
 	AsOf *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=as_of,json=asOf,proto3" json:"as_of,omitempty"`
 	// stale is true if the store could not be asked and this is the last known value, however old max_age
 	// allows an answer to be.
