@@ -122,25 +122,32 @@ func (r *Redis) Write(ctx context.Context, b *WriteBatch) (WriteReply, error) {
 		clear(args)
 		r.encoders.Put(encoder)
 	}()
+	if r.Cluster() && r.cfg.WaitReplicas == 0 {
+		return parseWriteReply(r.write.exec(ctx, r.client, keys, args), b)
+	}
+	// A lane sends one batch at a time. On a connection of its own it writes and reads itself, where a shared one has goroutines that do so
+	// for all, which takes more turns of the scheduler. In a cluster it is shared all the same, as that follows slots that move.
+	client, release := r.client.Dedicate()
+	defer release()
 	switch {
 	case r.cfg.WaitReplicas > 0:
-		return r.writeAndWait(ctx, keys, args, b)
-	case len(b.Counts) > 0 && !r.Cluster():
-		return r.writeAndRead(ctx, keys, args, b)
+		return r.writeAndWait(ctx, client, keys, args, b)
+	case len(b.Counts) > 0:
+		return r.writeAndRead(ctx, client, keys, args, b)
 	}
-	return parseWriteReply(r.write.exec(ctx, r.client, keys, args), b)
+	return parseWriteReply(r.write.exec(ctx, client, keys, args), b)
 }
 
 // writeAndRead sends the read of counts right behind the write, on the same connection, so Redis runs it later. What
 // becomes of it is no matter of the write, unless the connection fails, and with it the write's answer.
-func (r *Redis) writeAndRead(ctx context.Context, keys, args []string, b *WriteBatch) (WriteReply, error) {
+func (r *Redis) writeAndRead(ctx context.Context, client rueidis.DedicatedClient, keys, args []string, b *WriteBatch) (WriteReply, error) {
 	readKeys, readArgs, err := r.readArgs(b.Counts)
 	if err != nil {
 		return WriteReply{}, err
 	}
-	results := r.client.DoMulti(ctx, r.write.byHash(r.client, keys, args), r.read.byHash(r.client, readKeys, readArgs))
+	results := client.DoMulti(ctx, r.write.byHash(client, keys, args), r.read.byHash(client, readKeys, readArgs))
 	if isUnknown(results[0]) {
-		return parseWriteReply(r.client.Do(ctx, r.write.byText(r.client, keys, args)), b) // the read came before it
+		return parseWriteReply(client.Do(ctx, r.write.byText(client, keys, args)), b) // the read came before it
 	}
 	reply, err := parseWriteReply(results[0], b)
 	if err == nil && reply.Status == WriteApplied {
@@ -153,9 +160,7 @@ func (r *Redis) writeAndRead(ctx context.Context, keys, args []string, b *WriteB
 
 // writeAndWait returns when the replicas have what the script wrote, or found to be written. WAIT counts the
 // writes of its own connection, so both go over one.
-func (r *Redis) writeAndWait(ctx context.Context, keys, args []string, b *WriteBatch) (WriteReply, error) {
-	client, release := r.client.Dedicate()
-	defer release()
+func (r *Redis) writeAndWait(ctx context.Context, client rueidis.DedicatedClient, keys, args []string, b *WriteBatch) (WriteReply, error) {
 	reply, err := parseWriteReply(r.write.exec(ctx, client, keys, args), b)
 	if err != nil || reply.Status == WriteLate {
 		return reply, err
