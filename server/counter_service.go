@@ -200,7 +200,7 @@ func (s *counterService) readMissing(ctx context.Context, keys []string, missing
 // apply makes a change that has passed the checks. It returns the moment from which fresh reads show it.
 func (s *counterService) apply(ctx context.Context, change *counter.Change) (plusonev1.Outcome, time.Time, error) {
 	within := s.deadlines.Within(ctx, s.config.RequestTimeout)
-	receipt, err := s.applyTraced(ctx, within, change)
+	receipt, err := s.store.Apply(within, *change)
 	within.Release()
 	if change.Ticket != nil {
 		if refused := s.gate.settle(ctx, change.Ticket, err); refused != nil {
@@ -221,19 +221,6 @@ func (s *counterService) apply(ctx context.Context, change *counter.Change) (plu
 	default:
 		return 0, time.Time{}, s.changeFailed(ctx, fmt.Errorf("the store answered outcome %d", receipt.Outcome), change)
 	}
-}
-
-// applyTraced has the store make a change within the time that there is for it; ctx is the caller's.
-func (s *counterService) applyTraced(ctx, within context.Context, change *counter.Change) (counter.Receipt, error) {
-	if s.config.Tracing == nil {
-		return s.store.Apply(within, *change)
-	}
-	asked := time.Now()
-	receipt, err := s.store.Apply(within, *change)
-	if err == nil {
-		traceChange(ctx, asked, receipt)
-	}
-	return receipt, err
 }
 
 // changeFailed maps the error of a change, and counts it.

@@ -41,7 +41,7 @@ func (s *counterService) setLike(ctx context.Context, req likeRequest, action co
 	within := s.deadlines.Within(ctx, s.config.RequestTimeout)
 	defer within.Release()
 	until, _ := within.Deadline()
-	receipt, err := s.applyTraced(ctx, within, &change)
+	receipt, err := s.store.Apply(within, change)
 	if err == nil && receipt.Outcome != counter.Applied && receipt.Outcome != counter.Duplicate {
 		err = fmt.Errorf("the store answered outcome %d to a like", receipt.Outcome)
 	}

@@ -138,6 +138,9 @@ func (s *Server) serveMethods(store Store, reports Reports, config Config, m *me
 	registrar := s.calls.registrar(s.grpc)
 	go s.calls.arrivals.watch(s.ended)
 	counters := &counterService{store: store, cache: s.cache, config: config, metrics: m, gate: gate, deadlines: deadlines}
+	if config.Tracing != nil {
+		counters.store = tracedStore{store}
+	}
 	counters.register(registrar)
 	plusonev1.RegisterReportServiceServer(registrar, &reportService{reports: reports, config: config, metrics: m})
 	if config.Admin != nil {

@@ -10,6 +10,18 @@ import (
 	"github.com/plusone-dev/plusone/internal/counter"
 )
 
+// tracedStore is a store whose changes are told to the spans of their calls.
+type tracedStore struct{ Store }
+
+func (s tracedStore) Apply(ctx context.Context, c counter.Change) (counter.Receipt, error) {
+	asked := time.Now()
+	receipt, err := s.Store.Apply(ctx, c)
+	if err == nil {
+		traceChange(ctx, asked, receipt)
+	}
+	return receipt, err
+}
+
 // traceChange tells the span of a call, if it has one, how long the change waited for its batch, which it shared with how
 // many, and what became of it. Asked is when the store was asked.
 func traceChange(ctx context.Context, asked time.Time, receipt counter.Receipt) {
