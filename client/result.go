@@ -60,7 +60,8 @@ type Count struct {
 	Count int64
 	// Likes is the part of Count that comes from likes.
 	Likes int64
-	// AsOf is the moment, by the store's clock, at which this was true.
+	// AsOf is the moment, by the store's clock, at which this was true. On Redis Cluster, where the shards of a hot key are read one
+	// by one, the count of such a key may have changes of a moment after it too.
 	AsOf time.Time
 	// Stale is true if the store could not be asked: this is the last known value, which may be older
 	// than MaxAge or MinAsOf allow.

@@ -194,7 +194,7 @@ func (s *Store) takeOver(c *countsCall) (missing []baseRef, left bool) {
 // takeOverKey adds up what a round answered of a key. If a part is missing, all are left to read: with parts of another round the
 // sum would be of several moments, and true at none.
 func (s *Store) takeOverKey(k *keyRead, queries []*query, missing []baseRef) []baseRef {
-	asked, again := k.left, false
+	asked, before := k.left, len(missing)
 	k.left, k.sum, k.likes, k.micros = nil, sum{}, sum{}, 0
 	for _, l := range asked {
 		q := queries[s.lane(l.shard)]
@@ -210,7 +210,7 @@ func (s *Store) takeOverKey(k *keyRead, queries []*query, missing []baseRef) []b
 			}
 		}
 		if !value.Cached {
-			missing, again = append(missing, baseRef{k.key, l.shard}), true
+			missing = append(missing, baseRef{k.key, l.shard})
 			continue
 		}
 		k.sum.add(value.Value)
@@ -219,7 +219,7 @@ func (s *Store) takeOverKey(k *keyRead, queries []*query, missing []baseRef) []b
 			k.micros = value.micros
 		}
 	}
-	if again && k.left == nil {
+	if len(missing) > before && k.left == nil {
 		k.left = asked
 	}
 	return missing

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/plusone-dev/plusone/internal/counter"
-	"github.com/plusone-dev/plusone/internal/twin"
 	"github.com/plusone-dev/plusone/shard"
 )
 
@@ -46,27 +45,24 @@ func TestCountIsOfOneMoment(t *testing.T) {
 	t.Parallel()
 	const key = "k"
 	home := shard.Home(key, 8)
-	for name, surprise := range map[string]func(*testing.T, *eventfulReads, *trips, *shard.Store) *shard.Store{
-		"none": func(_ *testing.T, _ *eventfulReads, _ *trips, s *shard.Store) *shard.Store { return s },
-		"a base was evicted": func(_ *testing.T, e *eventfulReads, _ *trips, s *shard.Store) *shard.Store {
-			e.evicted = true
-			return s
-		},
-		"another server has spread the key": func(t *testing.T, _ *eventfulReads, c *trips, _ *shard.Store) *shard.Store {
-			return storeOn(t, c)
-		},
+	for name, tc := range map[string]struct{ evicted, unknown bool }{
+		"all is known":                      {},
+		"a base was evicted":                {evicted: true},
+		"another server has spread the key": {unknown: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			e := &eventfulReads{key: key, shard: (home + 1) % 8, micros: modelStart.UnixMicro(), totals: map[int64]int64{}}
-			e.Scripts = twin.New(shard.RedisConfig{Shards: 8, Window: time.Minute, Dedupe: time.Minute, MaxSpread: 10},
-				func() int64 { return e.micros })
-			c := &trips{Scripts: e, ledger: twin.NewLedger(8), read: make(chan struct{}, 100)}
+			c := newTripsAt(func() int64 { return e.micros })
+			e.Scripts, c.Scripts = c.Scripts, e
 			s := storeOn(t, c)
 			_, err := e.Spread(t.Context(), home, []string{key}, 0)
 			must(t, err)
 			value(t, s, key) // finds the marker, and loads the bases
-			s = surprise(t, e, c, s)
+			e.evicted = tc.evicted
+			if tc.unknown {
+				s = storeOn(t, c)
+			}
 			r := s.Counts(t.Context(), []string{key})[0]
 			must(t, r.Err)
 			equal(t, "count", r.Value, e.totals[r.AsOf.UnixMicro()])

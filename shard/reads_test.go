@@ -63,16 +63,19 @@ func (c *trips) reset() {
 }
 
 func newTrips(t *testing.T) (*trips, *shard.Store) {
-	const shards = 8
-	c := &trips{
-		Scripts: twin.New(shard.RedisConfig{Shards: shards, Window: time.Minute, Dedupe: time.Minute, MaxSpread: 10}, func() int64 {
-			return modelStart.UnixMicro()
-		}),
-		ledger: twin.NewLedger(shards),
-		asked:  make(chan struct{}, 100),
-		read:   make(chan struct{}, 100),
-	}
+	c := newTripsAt(modelStart.UnixMicro)
 	return c, storeOn(t, c)
+}
+
+// newTripsAt are trips to a Redis with this clock.
+func newTripsAt(now func() int64) *trips {
+	const shards = 8
+	return &trips{
+		Scripts: twin.New(shard.RedisConfig{Shards: shards, Window: time.Minute, Dedupe: time.Minute, MaxSpread: 10}, now),
+		ledger:  twin.NewLedger(shards),
+		asked:   make(chan struct{}, 100),
+		read:    make(chan struct{}, 100),
+	}
 }
 
 func storeOn(t *testing.T, c *trips) *shard.Store {
