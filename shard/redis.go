@@ -21,7 +21,7 @@ var scriptFiles embed.FS
 // Limits within scripts, and of what they return.
 const (
 	// batchLifetime is how long after it was made a batch may be applied. Lost answers are asked for again
-	// for a shorter time (writeBudget).
+	// for a shorter time (writeBudget, and writeAgain for the last).
 	batchLifetime = 10 * time.Second
 	// maxSealed is how many windows one round of the flush takes on.
 	maxSealed = 64

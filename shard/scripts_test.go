@@ -159,7 +159,12 @@ func clockedFixture(t testing.TB, client rueidis.Client) *fixture {
 
 func newClient(t testing.TB, server *redistest.Server) rueidis.Client {
 	t.Helper()
-	client, err := rueidis.NewClient(rueidis.ClientOption{InitAddress: []string{server.Addr}, ForceSingleClient: true, DisableCache: true})
+	return newClientAt(t, server.Addr)
+}
+
+func newClientAt(t testing.TB, addr string) rueidis.Client {
+	t.Helper()
+	client, err := rueidis.NewClient(rueidis.ClientOption{InitAddress: []string{addr}, ForceSingleClient: true, DisableCache: true})
 	must(t, err)
 	t.Cleanup(client.Close)
 	return client

@@ -16,10 +16,12 @@ import (
 
 // Limits of a write lane.
 const (
-	// writeAttempt is how long one attempt waits for its answer.
+	// writeAttempt is how long the first attempt waits for its answer, and writeAgain how long each other: its
+	// connection is lost with the answer, and a new one takes a slow Redis as long as an answer does.
 	writeAttempt = time.Second
-	// writeBudget is how long a batch is tried before its callers hear of it. It is below batchLifetime, so
-	// that the last attempt still meets the claim of the first.
+	writeAgain   = 2 * time.Second
+	// writeBudget is how long attempts begin before the callers of a batch hear of it. With writeAgain it is below
+	// batchLifetime, so that the last attempt still meets the claim of the first.
 	writeBudget = 2 * time.Second
 	// unsentBudget is the same for a batch that cannot have been applied.
 	unsentBudget = 300 * time.Millisecond
@@ -209,9 +211,9 @@ var errLate = errors.New("redis clock disagrees with the time of the batch")
 // applied without its answer having arrived.
 func (w *writer) attempt(ctx context.Context, b *WriteBatch) (reply WriteReply, lost bool, err error) {
 	start := time.Now()
-	pause := 5 * time.Millisecond
+	pause, timeout := 5*time.Millisecond, writeAttempt
 	for {
-		attempt, cancel := context.WithTimeout(ctx, writeAttempt)
+		attempt, cancel := context.WithTimeout(ctx, timeout)
 		w.sent = time.Now()
 		reply, err = w.scripts.Write(attempt, b)
 		cancel()
@@ -233,7 +235,7 @@ func (w *writer) attempt(ctx context.Context, b *WriteBatch) (reply WriteReply, 
 		if time.Since(start)+pause > budget {
 			return reply, lost, err
 		}
-		b.Counts = nil // what had no answer is sent again by itself
+		b.Counts, timeout = nil, writeAgain // what had no answer is sent again by itself
 		w.metrics.retries.Inc()
 		timer := time.NewTimer(pause)
 		select {
