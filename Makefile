@@ -36,6 +36,7 @@ servers: ## Install redis-server and PostgreSQL (Debian packages) if they are mi
 test: servers ## Run all tests, with the race detector, on real servers.
 	$(GO) test -race -timeout=25m ./...
 	$(GO) test -timeout=15m -run 'TestModelOnTwin|TestRouting.*Model' ./shard
+	$(GO) test ./internal/rawconn # whose system calls are others with the race detector
 
 # For each of the deployments that the suite has.
 CHAOS_FAULTS ?= 150

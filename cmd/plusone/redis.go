@@ -3,14 +3,18 @@ package main
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/redis/rueidis"
+
+	"github.com/plusone-dev/plusone/internal/rawconn"
 )
 
 const (
@@ -36,6 +40,7 @@ func openRedis(ctx context.Context, url string, logger *slog.Logger) (rueidis.Cl
 	options.ConnWriteTimeout = cmp.Or(options.ConnWriteTimeout, redisConnTimeout)
 	options.ClientName = cmp.Or(options.ClientName, "plusone")
 	options.DisableCache = true // all reads are scripts
+	options.DialCtxFn = dialRedis(options.DialCtxFn)
 	client, err := rueidis.NewClient(options)
 	if err != nil {
 		return nil, fmt.Errorf("connect to Redis: %w", err)
@@ -46,6 +51,34 @@ func openRedis(ctx context.Context, url string, logger *slog.Logger) (rueidis.Cl
 	}
 	return client, nil
 }
+
+// dialRedis returns how rueidis connects to a node: as it does by itself, or by socket, the URL's own way if it has one, and
+// then over a rawconn.Conn.
+func dialRedis(socket redisDialer) redisDialer {
+	if socket == nil {
+		socket = func(ctx context.Context, addr string, dialer *net.Dialer, _ *tls.Config) (net.Conn, error) {
+			return dialer.DialContext(ctx, "tcp", addr)
+		}
+	}
+	return func(ctx context.Context, addr string, dialer *net.Dialer, config *tls.Config) (net.Conn, error) {
+		ctx, cancel := context.WithTimeout(ctx, dialer.Timeout)
+		defer cancel()
+		conn, err := socket(ctx, addr, dialer, nil)
+		if err != nil {
+			return nil, err
+		}
+		if config == nil {
+			return rawconn.New(conn), nil
+		}
+		secured := tls.Client(rawconn.New(conn), config)
+		if err := secured.HandshakeContext(ctx); err != nil {
+			return nil, errors.Join(err, conn.Close())
+		}
+		return secured, nil
+	}
+}
+
+type redisDialer = func(ctx context.Context, addr string, dialer *net.Dialer, config *tls.Config) (net.Conn, error)
 
 // checkRedis checks the settings of all nodes that answer.
 func checkRedis(ctx context.Context, client rueidis.Client, logger *slog.Logger) error {

@@ -3,7 +3,9 @@ package bench_test
 import (
 	"context"
 	"crypto/rand"
+	"crypto/tls"
 	"hash/maphash"
+	"net"
 	"strconv"
 	"strings"
 	"time"
@@ -13,6 +15,7 @@ import (
 
 	plusonev1 "github.com/plusone-dev/plusone/api/plusone/v1"
 	"github.com/plusone-dev/plusone/internal/groupcommit"
+	"github.com/plusone-dev/plusone/internal/rawconn"
 )
 
 // bareService is the least that combines changes and counts each request id once, as long as nothing goes wrong: the
@@ -67,7 +70,15 @@ return 1`
 // newBare takes the URLs of Redis and Postgres, with a space between.
 func newBare(stores string, asks bool) (*bareService, error) {
 	store, ledger, _ := strings.Cut(stores, " ")
-	client, err := rueidis.NewClient(rueidis.MustParseURL(store))
+	options := rueidis.MustParseURL(store)
+	options.DialCtxFn = func(ctx context.Context, addr string, dialer *net.Dialer, _ *tls.Config) (net.Conn, error) {
+		conn, err := dialer.DialContext(ctx, "tcp", addr)
+		if err != nil {
+			return nil, err
+		}
+		return rawconn.New(conn), nil
+	}
+	client, err := rueidis.NewClient(options)
 	if err != nil {
 		return nil, err
 	}

@@ -22,8 +22,8 @@ const inFlight = 200
 
 // sharded is plusone in sharded mode, with its yardsticks on Redis servers of their own.
 type sharded struct {
-	plusone                               target
-	echo, held, bare, asking, naive, once target
+	plusone                                      target
+	echo, quiet, held, bare, asking, naive, once target
 }
 
 func startSharded(t *testing.T) sharded {
@@ -39,7 +39,7 @@ func startSharded(t *testing.T) sharded {
 	}
 	return sharded{
 		plusone: target{name: "plusone", addr: i.GRPCAddr, pid: i.Process.PID(), store: redis.PID()},
-		echo:    yardstick(t, echo, ""), held: yardstick(t, held, ""), bare: beside(bare, pgtest.NewDatabase(t)),
+		echo:    yardstick(t, echo, ""), quiet: yardstick(t, quiet, ""), held: yardstick(t, held, ""), bare: beside(bare, pgtest.NewDatabase(t)),
 		asking: beside(asking, pgtest.NewDatabase(t)),
 		naive:  beside(naive, ""), once: beside(once, ""),
 	}
@@ -60,6 +60,10 @@ func TestWrites(t *testing.T) {
 	comparison{
 		work: "Increment with request_id, 1,000 keys", against: "echo", target: "throughput ≥ 0.85, server CPU ≤ 1.35",
 		subject: thousand, yard: side{s.echo, increment(1000, true), 1, inFlight},
+	}.measure(t)
+	comparison{
+		work: "echo over connections like plusone's", against: "echo", target: "(what they bring)",
+		subject: side{s.quiet, increment(1000, true), 1, inFlight}, yard: side{s.echo, increment(1000, true), 1, inFlight},
 	}.measure(t)
 	comparison{
 		work: "echo whose handlers wait for each other, 2 ms at most", against: "echo", target: "(what combining can reach)",

@@ -12,11 +12,13 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/redis/rueidis"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	plusonev1 "github.com/plusone-dev/plusone/api/plusone/v1"
+	"github.com/plusone-dev/plusone/internal/connlimit"
 	"github.com/plusone-dev/plusone/internal/testproc"
 	"github.com/plusone-dev/plusone/server"
 )
@@ -26,9 +28,12 @@ import (
 const (
 	// echo answers at once: what gRPC alone takes.
 	echo = "echo"
+	// quiet is echo over connections like plusone's (internal/rawconn).
+	quiet = "quiet"
 	// held answers all calls that wait together, every 2 ms: what gRPC takes if handlers wait.
 	held = "held"
-	// bare combines as plusone does, and has nothing but that and a script that counts each request id once.
+	// bare combines as plusone does over connections like its own, and has nothing but that and a script that counts each
+	// request id once.
 	bare = "bare"
 	// asking is bare, and asks the ledger whether a like is new, so that Redis need not keep all likes.
 	asking = "asking"
@@ -91,6 +96,10 @@ func runYardstick(kind string) error {
 	if err != nil {
 		return err
 	}
+	switch kind {
+	case quiet, bare, asking:
+		listener = connlimit.Listen(listener, "grpc", 1000, connlimit.NewMetrics(prometheus.NewRegistry()))
+	}
 	s := grpc.NewServer(server.Limits()...)
 	plusonev1.RegisterCounterServiceServer(s, service)
 	return s.Serve(listener)
@@ -98,7 +107,7 @@ func runYardstick(kind string) error {
 
 func newYardstick(kind, store string) (plusonev1.CounterServiceServer, error) {
 	switch kind {
-	case echo:
+	case echo, quiet:
 		return &echoService{}, nil
 	case held:
 		h := &heldService{}

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/plusone-dev/plusone/internal/rawconn"
 )
 
 // userTimeout is for how long a client may leave unread what was sent, before the system closes the connection: one that
@@ -64,7 +66,7 @@ func (l *limited) Accept() (net.Conn, error) {
 				_ = setUserTimeout(tcp, userTimeout)
 			}
 			l.open.Inc()
-			return &counted{Conn: conn, ready: newReady(conn), close: sync.OnceValue(func() error {
+			return &counted{Conn: rawconn.New(conn), close: sync.OnceValue(func() error {
 				err := conn.Close()
 				l.open.Dec()
 				<-l.slots
@@ -79,8 +81,7 @@ func (l *limited) Accept() (net.Conn, error) {
 
 // counted is a connection that counts until it is closed.
 type counted struct {
-	net.Conn
-	ready *ready
+	*rawconn.Conn
 	close func() error
 }
 

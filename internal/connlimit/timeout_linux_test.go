@@ -31,7 +31,7 @@ func TestUserTimeout(t *testing.T) {
 	if !ok {
 		t.Fatal("it is not counted")
 	}
-	tcp, ok := wrapped.Conn.(*net.TCPConn)
+	tcp, ok := wrapped.Conn.Conn.(*net.TCPConn)
 	if !ok {
 		t.Fatal("it is no TCP connection")
 	}
