@@ -52,8 +52,8 @@ func openRedis(ctx context.Context, url string, logger *slog.Logger) (rueidis.Cl
 	return client, nil
 }
 
-// dialRedis returns how rueidis connects to a node: as it does by itself, or by socket, the URL's own way if it has one, and
-// then over a rawconn.Conn.
+// dialRedis returns how rueidis connects to a node: by socket, which is what the URL asks for, or else by TCP, and over that by
+// TLS if it has a config. It is what rueidis does itself, with a rawconn.Conn in between.
 func dialRedis(socket redisDialer) redisDialer {
 	if socket == nil {
 		socket = func(ctx context.Context, addr string, dialer *net.Dialer, _ *tls.Config) (net.Conn, error) {

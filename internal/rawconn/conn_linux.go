@@ -58,9 +58,11 @@ func (r *reader) read(fd uintptr) bool {
 		r.pooled = r.pool.Get(r.size)
 		r.buffer = *r.pooled
 	}
-	r.n, r.err = read(fd, r.buffer[:min(len(r.buffer), maxCall)])
-	for errors.Is(r.err, syscall.EINTR) {
+	for {
 		r.n, r.err = read(fd, r.buffer[:min(len(r.buffer), maxCall)])
+		if !errors.Is(r.err, syscall.EINTR) {
+			break
+		}
 	}
 	if r.pool != nil && (r.n <= 0 || r.err != nil) {
 		r.pool.Put(r.pooled)
