@@ -101,6 +101,11 @@ func TestWrites(t *testing.T) {
 		work: "Like by distinct actors, one key that has been hot for a minute", against: "Increment with request_id", target: "throughput ≥ 0.8", perStore: true,
 		subject: side{s.plusone, like(), 1, inFlight}, yard: thousand, lead: time.Minute,
 	}.measure(t)
+	unspread := startWith(t, "namespaces: {likes: {shards: 1}}")
+	comparison{
+		work: "Like by distinct actors, one key that its policy does not spread", against: "Increment with request_id", target: "throughput ≥ 0.8", perStore: true,
+		subject: side{unspread, like(), 1, inFlight}, yard: side{unspread, increment(1000, true), 1, inFlight},
+	}.measure(t)
 	comparison{
 		work: "combining and nothing else, Like by distinct actors", against: "plusone's Increment with request_id", target: "(what likes can reach)", perStore: true,
 		subject: side{s.bare, like(), 1, inFlight}, yard: thousand,
