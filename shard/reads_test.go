@@ -79,8 +79,15 @@ func newTripsAt(now func() int64) *trips {
 }
 
 func storeOn(t *testing.T, c *trips) *shard.Store {
-	store := shard.New(c, countedLedger{c.ledger, c}, shard.Config{
-		Shards: 8, Dedupe: time.Minute, BaseTTL: time.Hour, MissingTTL: time.Hour,
+	t.Helper()
+	return storeOver(t, c, countedLedger{c.ledger, c}, 8)
+}
+
+// storeOver has a dedupe window of a minute, and is closed with the test.
+func storeOver(t *testing.T, scripts shard.Scripts, ledger shard.Ledger, shards int) *shard.Store {
+	t.Helper()
+	store := shard.New(scripts, ledger, shard.Config{
+		Shards: shards, Dedupe: time.Minute, BaseTTL: time.Hour, MissingTTL: time.Hour,
 		Metrics: shard.NewMetrics(prometheus.NewRegistry()), Logger: quietLog(),
 	})
 	t.Cleanup(func() { _ = store.Close(context.WithoutCancel(t.Context())) })

@@ -1,13 +1,10 @@
 package shard_test
 
 import (
-	"context"
 	"errors"
 	"net"
 	"testing"
 	"time"
-
-	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/plusone-dev/plusone/internal/counter"
 	"github.com/plusone-dev/plusone/internal/redistest"
@@ -34,11 +31,7 @@ func TestWaitReplicas(t *testing.T) {
 		Shards: 1, Window: time.Hour, Dedupe: time.Minute, WaitReplicas: 1, WaitTimeout: 500 * time.Millisecond, MaxSpread: 1,
 	})
 	must(t, err)
-	store := shard.New(scripts, twin.NewLedger(1), shard.Config{
-		Shards: 1, Dedupe: time.Minute, BaseTTL: time.Hour, MissingTTL: time.Hour,
-		Metrics: shard.NewMetrics(prometheus.NewRegistry()), Logger: quietLog(),
-	})
-	t.Cleanup(func() { _ = store.Close(context.WithoutCancel(t.Context())) })
+	store := storeOver(t, scripts, twin.NewLedger(1), 1)
 
 	pending := func() string {
 		prefix := "plusone:{" + shard.Tags(1)[0] + "}:"

@@ -1,18 +1,14 @@
 package shard_test
 
 import (
-	"context"
 	"testing"
 	"time"
-
-	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/plusone-dev/plusone/internal/counter"
 	"github.com/plusone-dev/plusone/internal/netfault"
 	"github.com/plusone-dev/plusone/internal/redistest"
 	"github.com/plusone-dev/plusone/internal/storetest"
 	"github.com/plusone-dev/plusone/internal/twin"
-	"github.com/plusone-dev/plusone/shard"
 )
 
 // TestReconnectToSlowRedis: a Redis that answers within a second is slow, and no more than that, also when its
@@ -20,11 +16,7 @@ import (
 func TestReconnectToSlowRedis(t *testing.T) {
 	t.Parallel()
 	link := netfault.Start(t, redistest.Start(t).Addr)
-	store := shard.New(newRedis(t, newClientAt(t, link.Addr())), twin.NewLedger(realConfig.Shards), shard.Config{
-		Shards: realConfig.Shards, Dedupe: realConfig.Dedupe, BaseTTL: time.Hour, MissingTTL: time.Hour,
-		Metrics: shard.NewMetrics(prometheus.NewRegistry()), Logger: quietLog(),
-	})
-	t.Cleanup(func() { _ = store.Close(context.WithoutCancel(t.Context())) })
+	store := storeOver(t, newRedis(t, newClientAt(t, link.Addr())), twin.NewLedger(realConfig.Shards), realConfig.Shards)
 	apply := func() {
 		t.Helper()
 		r, err := store.Apply(t.Context(), counter.Change{

@@ -40,7 +40,11 @@ func openRedis(ctx context.Context, url string, logger *slog.Logger) (rueidis.Cl
 	options.ConnWriteTimeout = cmp.Or(options.ConnWriteTimeout, redisConnTimeout)
 	options.ClientName = cmp.Or(options.ClientName, "plusone")
 	options.DisableCache = true // all reads are scripts
-	options.DialCtxFn = dialRedis(options.DialCtxFn)
+	network := "tcp"
+	if options.DialCtxFn != nil { // the URL is of a socket
+		network = "unix"
+	}
+	options.DialCtxFn = dialRedis(network)
 	client, err := rueidis.NewClient(options)
 	if err != nil {
 		return nil, fmt.Errorf("connect to Redis: %w", err)
@@ -52,33 +56,22 @@ func openRedis(ctx context.Context, url string, logger *slog.Logger) (rueidis.Cl
 	return client, nil
 }
 
-// dialRedis returns how rueidis connects to a node: by socket, which is what the URL asks for, or else by TCP, and over that by
-// TLS if it has a config. It is what rueidis does itself, with a rawconn.Conn in between.
-func dialRedis(socket redisDialer) redisDialer {
-	if socket == nil {
-		socket = func(ctx context.Context, addr string, dialer *net.Dialer, _ *tls.Config) (net.Conn, error) {
-			return dialer.DialContext(ctx, "tcp", addr)
-		}
-	}
+// dialRedis returns how rueidis connects to a node: as it does itself, with a rawconn.Conn in between.
+func dialRedis(network string) func(ctx context.Context, addr string, dialer *net.Dialer, config *tls.Config) (net.Conn, error) {
 	return func(ctx context.Context, addr string, dialer *net.Dialer, config *tls.Config) (net.Conn, error) {
 		ctx, cancel := context.WithTimeout(ctx, dialer.Timeout)
 		defer cancel()
-		conn, err := socket(ctx, addr, dialer, nil)
-		if err != nil {
-			return nil, err
+		conn, err := rawconn.Over(dialer.DialContext)(ctx, network, addr)
+		if err != nil || config == nil {
+			return conn, err
 		}
-		if config == nil {
-			return rawconn.New(conn), nil
-		}
-		secured := tls.Client(rawconn.New(conn), config)
+		secured := tls.Client(conn, config)
 		if err := secured.HandshakeContext(ctx); err != nil {
 			return nil, errors.Join(err, conn.Close())
 		}
 		return secured, nil
 	}
 }
-
-type redisDialer = func(ctx context.Context, addr string, dialer *net.Dialer, config *tls.Config) (net.Conn, error)
 
 // checkRedis checks the settings of all nodes that answer.
 func checkRedis(ctx context.Context, client rueidis.Client, logger *slog.Logger) error {

@@ -72,11 +72,7 @@ func newBare(stores string, asks bool) (*bareService, error) {
 	store, ledger, _ := strings.Cut(stores, " ")
 	options := rueidis.MustParseURL(store)
 	options.DialCtxFn = func(ctx context.Context, addr string, dialer *net.Dialer, _ *tls.Config) (net.Conn, error) {
-		conn, err := dialer.DialContext(ctx, "tcp", addr)
-		if err != nil {
-			return nil, err
-		}
-		return rawconn.New(conn), nil
+		return rawconn.Over(dialer.DialContext)(ctx, "tcp", addr)
 	}
 	client, err := rueidis.NewClient(options)
 	if err != nil {

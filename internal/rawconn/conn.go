@@ -7,3 +7,22 @@
 // A socket never blocks: it is waited for by the poller. So its calls are as good as any other code of some microseconds, and
 // are made as such here, by what syscall.RawSyscall is for. That holds on Linux; elsewhere a Conn does nothing of its own.
 package rawconn
+
+import (
+	"context"
+	"net"
+)
+
+// Dial is a function that makes connections.
+type Dial = func(ctx context.Context, network, addr string) (net.Conn, error)
+
+// Over returns a function that makes connections as dial does, each of which is a Conn.
+func Over(dial Dial) Dial {
+	return func(ctx context.Context, network, addr string) (net.Conn, error) {
+		conn, err := dial(ctx, network, addr)
+		if err != nil {
+			return nil, err
+		}
+		return New(conn), nil
+	}
+}

@@ -64,7 +64,7 @@ func (r *reader) read(fd uintptr) bool {
 			break
 		}
 	}
-	if r.pool != nil && (r.n <= 0 || r.err != nil) {
+	if r.pool != nil && r.n <= 0 {
 		r.pool.Put(r.pooled)
 		r.pooled = nil
 	}
